@@ -1,0 +1,15 @@
+/*
+ * json_file - a JSON document from a file, with its size bounded and duplicate keys refused.
+ */
+#ifndef JSON_FILE_H
+#define JSON_FILE_H
+
+#include <jansson.h>
+#include <stddef.h>
+
+struct err;
+
+/* *out is owned by the caller (json_decref). ERR_NOT_FOUND, ERR_IO, ERR_PARSE with line and column. */
+int json_file_load(json_t **out, const char *path, size_t max_bytes, struct err *err);
+
+#endif
