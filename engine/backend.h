@@ -1,0 +1,305 @@
+/*
+ * backend - the operations a model is made of, as fused ops with args structs.
+ *
+ * Two implementations: engine/cpu (always built, the reference) and cuda. The engine thread alone
+ * calls them. Every pointer named "device" is memory from ops->alloc; on the CPU that is plain
+ * memory. Activations have the element type backend->act_dtype, logits are always f32.
+ *
+ * A step has n_rows rows (a row is one token): first n_decode decode rows, at most one per slot,
+ * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot.
+ * The result of a row depends on its own sequence only, never on what else is in the step: not on
+ * the number of rows, nor, for prompt rows, on where the chunks are cut.
+ */
+#ifndef BACKEND_H
+#define BACKEND_H
+
+#include "base/dtype.h"
+#include "base/err.h"
+#include "engine/backend_kv.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct backend;
+
+/* A matrix [n_out, n_in] row-major (x W^T is what a linear layer computes) or a vector (n_in 1). */
+struct weight {
+    void *data;   /* device; NULL when the model has no such weight */
+    void *packed; /* the backend's private layout of the same numbers, or NULL */
+    enum dtype dtype;
+    int n_out, n_in;
+    bool borrowed; /* private: data points into the caller's mapping */
+};
+
+/* One piece of a weight as a file has it: [n_out, n_in] in host memory. */
+struct weight_part {
+    const void *host; /* borrowed until the backend is closed (file mappings stay) */
+    enum dtype dtype;
+    int n_out, n_in;
+};
+
+/* The rows of one step. All arrays are device memory, all are int32. */
+struct step_chunk {
+    int32_t slot, row0, n_rows, pos0; /* rows row0.. hold positions pos0.. of the slot */
+};
+
+struct step_batch {
+    int n_rows, n_decode, n_chunks, n_logits;
+    const int32_t *token;            /* [n_rows] */
+    const int32_t *pos;              /* [n_rows] */
+    const int32_t *slot;             /* [n_rows] */
+    const struct step_chunk *chunks; /* [n_chunks], ascending row0, covering n_decode..n_rows */
+    const int32_t *logit_row;        /* [n_logits] rows whose logits are wanted */
+};
+
+/* All KV memory, and where each slot's heads have their pages. */
+struct kv_view {
+    void *pages;                /* device [n_pages, page_bytes]; a page is K [page_entries, head_dim], V alike */
+    size_t page_bytes;
+    int page_entries;           /* 64 for token models */
+    int head_dim, n_layers, n_heads, n_kv_heads;
+    enum dtype dtype;
+    const int32_t *page_table;  /* device; page ids */
+    const int32_t *head_base;   /* device [n_slots, n_layers, n_kv_heads]: first entry in page_table */
+    const struct kv_geom *geom; /* device [n_slots, n_layers, n_kv_heads] */
+    const int32_t *window;      /* device [n_slots, n_layers, n_heads] */
+};
+
+enum norm_kind { NORM_RMS = 0, NORM_LAYER = 1 };
+enum act_kind { ACT_SILU = 0, ACT_GELU_TANH = 1, ACT_GELU_ERF = 2 };
+
+struct norm_args {
+    enum norm_kind kind;
+    const struct weight *gain, *bias; /* [dim]; bias NULL for RMSNorm */
+    float eps;
+};
+
+/* x[r] = table[token[r]] */
+struct embed_args {
+    const struct step_batch *batch;
+    const struct weight *table; /* [vocab_size, dim] */
+    void *x;                    /* [n_rows, dim] */
+};
+
+/*
+ * xn = norm(x); qkv = xn wqkv^T + bias; q, k normed per head if asked; rope; k and v of decode
+ * rows go to their pages at once, those of prompt rows to the chunk buffers.
+ */
+struct attn_in_args {
+    const struct step_batch *batch;
+    const struct kv_view *kv;
+    int layer, dim, n_heads, n_kv_heads, head_dim;
+    const void *x; /* [n_rows, dim] */
+    struct norm_args norm;
+    const struct weight *wqkv;           /* [(n_heads + 2 n_kv_heads) head_dim, dim]: q, k, v stacked */
+    const struct weight *bqkv;           /* the same n_out, or NULL */
+    const struct weight *q_norm, *k_norm; /* [head_dim] RMSNorm gains (Qwen3), or NULL */
+    float qk_norm_eps;
+    int rope_dim;          /* rotated leading dims of a head, halves paired (i, i + rope_dim/2); 0: none */
+    const float *inv_freq; /* [rope_dim/2], or [n_rows, rope_dim/2]; angle = (float)pos * inv_freq in f32 */
+    int inv_freq_stride;   /* elements from row to row: 0 or rope_dim/2 */
+    float rope_scale;      /* cos and sin are multiplied by it (yarn); 1 otherwise */
+    void *q;               /* out [n_rows, n_heads, head_dim] */
+    void *k_chunk, *v_chunk; /* out, kv dtype [n_rows - n_decode, n_kv_heads, head_dim] */
+};
+
+/*
+ * softmax(q k^T * scale) v. Decode rows: against pages. Prompt rows: against pages as they were
+ * before this step plus the chunk buffers.
+ */
+struct attn_args {
+    const struct step_batch *batch;
+    const struct kv_view *kv;
+    int layer, n_heads, n_kv_heads, head_dim;
+    float scale;
+    const void *q;                  /* [n_rows, n_heads, head_dim] */
+    const void *k_chunk, *v_chunk;  /* as attn_in wrote them */
+    void *out;                      /* [n_rows, n_heads, head_dim] */
+};
+
+/* Moves the chunk buffers into pages: sink positions and each chunk's last `ring` positions. */
+struct kv_append_args {
+    const struct step_batch *batch;
+    const struct kv_view *kv;
+    int layer, n_kv_heads, head_dim;
+    const void *k_chunk, *v_chunk;
+};
+
+/* x += a wo^T + bias */
+struct attn_out_args {
+    const struct step_batch *batch;
+    int dim, n_in;                  /* n_in = n_heads * head_dim */
+    const void *a;                  /* [n_rows, n_in] */
+    const struct weight *wo, *bo;   /* [dim, n_in]; bo or NULL */
+    void *x;                        /* in and out [n_rows, dim] */
+};
+
+/* x += down(act(gate(norm x)) * up(norm x)), or without gate: x += down(act(up(norm x))) */
+struct ffn_args {
+    const struct step_batch *batch;
+    int dim, ffn_dim;
+    struct norm_args norm;
+    enum act_kind act;
+    bool gated;
+    const struct weight *w_in, *b_in;     /* gated: [2 ffn_dim, dim], gate rows then up rows */
+    const struct weight *w_down, *b_down; /* [dim, ffn_dim] */
+    void *x;
+};
+
+/* out[i] = norm(x[logit_row[i]]) head^T */
+struct logits_args {
+    const struct step_batch *batch;
+    int dim, vocab_size;
+    struct norm_args norm;
+    const struct weight *head; /* [vocab_size, dim] */
+    const void *x;
+    float *out; /* device f32 [n_logits, vocab_size] */
+};
+
+/* An additive change of one token's logit: logit_bias, or -INFINITY for a banned token. */
+struct sample_bias {
+    int32_t token;
+    float value;
+};
+
+/* A token that the sequence holds already, for the penalties. */
+struct sample_seen {
+    int32_t token;
+    int32_t n_generated; /* occurrences among the generated tokens; 0: only in the prompt */
+};
+
+/* How one logit row is turned into a token. */
+struct sample_row {
+    float temperature; /* 0: greedy */
+    float top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k;                    /* 0: off */
+    uint64_t seed;
+    uint32_t sample_idx;              /* which of n */
+    int64_t position;                 /* of the token to be drawn */
+    int32_t forced_token;             /* >= 0: nothing is drawn, this token's logprob is reported */
+    int32_t n_top;                    /* how many best tokens to report, at most max_top */
+    int32_t bias_at, n_bias;          /* range in args->bias */
+    int32_t seen_at, n_seen;          /* range in args->seen, tokens unique */
+};
+
+struct sample_result {
+    int32_t token;
+    float logprob; /* log softmax of the raw logits: before penalties, bias and temperature */
+};
+
+/*
+ * Sampling, equal to the bit on every backend for equal logits: penalties (repetition on prompt
+ * and generated tokens, presence and frequency on generated ones), bias, then greedy (ties: lowest
+ * token id) or: scaled by 1/temperature, w = exp_weight(l - max) in 64-bit integers (base/exp_poly.h),
+ * top_k by (logit descending, id ascending), top_p the shortest such prefix with sum >= top_p of the
+ * total that top_k left, min_p w >= min_p * w_max; then u = rng_u64(seed, sample_idx, position)
+ * scaled by a 64 x 64 high multiply to [0, sum), and the first token in id order whose running sum
+ * exceeds it.
+ */
+struct sample_args {
+    int n_rows, vocab_size, max_top;
+    const float *logits;            /* device [n_rows, vocab_size]; may be changed by the op */
+    const struct sample_row *rows;  /* device [n_rows] */
+    const struct sample_bias *bias; /* device */
+    const struct sample_seen *seen; /* device */
+    struct sample_result *result;   /* device out [n_rows] */
+    int32_t *top_token;             /* device out [n_rows, max_top], best first; -1 behind the end */
+    float *top_logprob;             /* device out [n_rows, max_top], raw as above */
+};
+
+/* Copies whole pages: dst[i] = src[i]. */
+struct kv_copy_args {
+    const struct kv_view *kv;
+    int n_pages;
+    const int32_t *src, *dst; /* host [n_pages] */
+};
+
+enum backend_op {
+    OP_EMBED, OP_ATTN_IN, OP_ATTN, OP_KV_APPEND, OP_ATTN_OUT, OP_FFN, OP_LOGITS, OP_SAMPLE,
+    OP_KV_COPY, OP_COUNT
+};
+
+/* What an op had to move and compute since open: for benches and /metrics. */
+struct op_cost {
+    int64_t n_calls, ns;
+    double bytes, flops;
+};
+
+/* One backend's functions. All but close return 0 or an error code. */
+struct backend_ops {
+    const char *name; /* "cpu", "cuda" */
+    void (*close)(struct backend *be);
+
+    /* Device memory, 64-byte aligned, not cleared. free accepts NULL. */
+    int (*alloc)(struct backend *be, void **out, size_t bytes, struct err *err);
+    void (*free)(struct backend *be, void *ptr);
+    int (*upload)(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err);
+    int (*download)(struct backend *be, void *host, const void *src, size_t bytes, struct err *err);
+
+    /*
+     * Makes *w of parts stacked along n_out, converted to dtype. `is_matrix` weights are operands of
+     * a product and may be packed. On error *w is as weight_free leaves it.
+     */
+    int (*weight_load)(struct backend *be, struct weight *w, const struct weight_part *parts,
+                       int n_parts, enum dtype dtype, bool is_matrix, struct err *err);
+    /* (rng_f32(seed, stream, i) * 2 - 1) * scale + offset at element i, rounded to dtype. */
+    int (*weight_random)(struct backend *be, struct weight *w, int n_out, int n_in,
+                         enum dtype dtype, bool is_matrix, uint64_t seed, uint32_t stream,
+                         float scale, float offset, struct err *err);
+    void (*weight_free)(struct backend *be, struct weight *w);
+
+    /* Bytes that alloc can still give; 0 when unknown. */
+    size_t (*mem_free)(struct backend *be);
+
+    int (*step_begin)(struct backend *be, const struct step_batch *batch, struct err *err);
+    int (*step_end)(struct backend *be, struct err *err); /* everything queued has finished */
+
+    int (*embed)(struct backend *be, const struct embed_args *a, struct err *err);
+    int (*attn_in)(struct backend *be, const struct attn_in_args *a, struct err *err);
+    int (*attn)(struct backend *be, const struct attn_args *a, struct err *err);
+    int (*kv_append)(struct backend *be, const struct kv_append_args *a, struct err *err);
+    int (*attn_out)(struct backend *be, const struct attn_out_args *a, struct err *err);
+    int (*ffn)(struct backend *be, const struct ffn_args *a, struct err *err);
+    int (*logits)(struct backend *be, const struct logits_args *a, struct err *err);
+    int (*sample)(struct backend *be, const struct sample_args *a, struct err *err);
+    int (*kv_copy)(struct backend *be, const struct kv_copy_args *a, struct err *err);
+};
+
+/* The common head of every backend; implementations embed it first. */
+struct backend {
+    const struct backend_ops *ops;
+    enum dtype act_dtype;
+    struct op_cost cost[OP_COUNT];
+    char description[256]; /* device, instruction sets or architecture, threads: for people */
+};
+
+struct backend_params {
+    const char *device;   /* "auto", "cpu", "cuda", "cuda:1" */
+    enum dtype dtype;     /* of weights; f32 asks for f32 arithmetic throughout */
+    int n_threads;        /* CPU: 0 is every core this process may use */
+    bool pin_threads;
+    int max_rows;         /* most rows of a step: sizes the scratch memory */
+    int max_dim;          /* widest activation row, fused outputs included: likewise */
+    int max_vocab;
+    int max_logits;       /* most logit rows of a step */
+    int max_positions;    /* longest sequence, for attention scratch */
+};
+
+/* Opens what params->device names. "auto" takes CUDA when it is built in and usable, else the CPU. */
+int backend_open(struct backend **out, const struct backend_params *params, struct err *err);
+int cpu_backend_open(struct backend **out, const struct backend_params *params, struct err *err);
+int cuda_backend_open(struct backend **out, const struct backend_params *params, struct err *err);
+
+/* "embed", "attn_in", ... */
+const char *backend_op_name(enum backend_op op);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,191 @@
+/*
+ * engine - the narrow face: a loaded model that runs many requests at once on its own thread.
+ *
+ * The caller (HTTP server, CLI, benches, plan search) never sees a tensor. It submits requests and
+ * cancels them from any thread; the engine thread schedules, computes, samples and detokenizes;
+ * results wait in one outbox record a request until the caller collects them with engine_poll().
+ * After each step that produced something the engine calls `wake` once, from its own thread.
+ *
+ * Every accepted request gets exactly one event with a finish reason, cancelled or not.
+ */
+#ifndef ENGINE_H
+#define ENGINE_H
+
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct config;
+struct engine;
+struct strbuf;
+
+#define ENGINE_MAX_STOPS    16 /* stop strings of a request; the API allows 4, chat templates add */
+#define ENGINE_MAX_STOP_IDS 64
+#define ENGINE_MAX_TOP      20 /* alternatives reported for a token */
+
+enum finish_reason {
+    FINISH_NONE = 0,
+    FINISH_STOP,     /* EOS, a stop string or a stop token */
+    FINISH_LENGTH,   /* max_tokens or the context */
+    FINISH_CANCELED, /* engine_cancel() or shutdown */
+    FINISH_ERROR     /* the step failed; event->error tells */
+};
+
+struct engine_hooks {
+    void (*wake)(void *arg); /* engine thread; must only signal */
+    void *arg;
+    void (*progress)(void *arg, const char *what, size_t done, size_t total); /* while opening */
+    void *progress_arg;
+};
+
+/* Loads config->model and starts the thread. hooks is copied; NULL is allowed. */
+int engine_open(struct engine **out, const struct config *config, const struct engine_hooks *hooks,
+                struct err *err);
+
+/* Cancels what runs, joins the thread, frees everything. NULL is allowed. */
+void engine_close(struct engine *e);
+
+/* What the model is, fixed after open. Strings are borrowed from the engine. */
+struct engine_info {
+    const char *model_id, *model_type, *plan, *device, *dtype, *fingerprint;
+    int vocab_size, max_seq_len, n_layers, n_heads, n_kv_heads, head_dim;
+    int max_batch, bos_id; /* bos_id -1: the tokenizer adds none */
+    int64_t n_params, weight_bytes, kv_bytes, created_unix;
+    int64_t n_pages, page_bytes;
+    bool has_chat_template;
+    float default_temperature, default_top_p, default_repetition_penalty; /* by sampling_defaults */
+    int default_top_k;
+};
+const struct engine_info *engine_get_info(const struct engine *e);
+
+struct engine_bias {
+    int32_t token;
+    float value;
+};
+
+struct sampling_params {
+    float temperature, top_p, min_p; /* 1, 1, 0 turn them off; temperature 0 is greedy */
+    int top_k;                       /* 0: off */
+    float repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0 */
+    uint64_t seed;
+    uint32_t sample_idx;             /* which of the n samples of one prompt */
+    int max_tokens, min_tokens;
+    bool ignore_eos, include_stop, skip_special;
+    int n_logprobs;                  /* -1: none; 0: the sampled token's; k: k alternatives too */
+    int n_prompt_logprobs;           /* the same for the prompt's tokens, computed in its prefill */
+    const char *const *stop;         /* [n_stop] borrowed during submit; UTF-8, not empty */
+    int n_stop;
+    const int32_t *stop_ids;         /* [n_stop_ids] */
+    int n_stop_ids;
+    const struct engine_bias *bias;  /* [n_bias] unique tokens */
+    int n_bias;
+};
+
+/* Fills in the values that change nothing: temperature 1, penalties off, max_tokens 16. */
+void sampling_params_init(struct sampling_params *p);
+
+struct engine_request {
+    const int32_t *prompt; /* [n_prompt] borrowed during submit */
+    int n_prompt;
+    struct sampling_params sampling;
+    void *user;            /* comes back in every event */
+};
+
+/*
+ * Queues a request. ERR_INVALID: out of range, the message says what (a client's fault);
+ * ERR_CONTEXT: prompt + max_tokens exceed the context, or the pool could never hold them;
+ * ERR_LIMIT: the queue is full; ERR_CLOSED. *id is never 0 and never reused.
+ */
+int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err);
+
+/* The request's final event follows soon, with what was generated until then. */
+void engine_cancel(struct engine *e, uint64_t id);
+
+/* One token with its logprobs, as far as they were asked for. */
+struct engine_token {
+    int32_t id;
+    float logprob;           /* NAN when none was asked for, or for the first prompt token */
+    int n_top;
+    int32_t top_id[ENGINE_MAX_TOP];
+    float top_logprob[ENGINE_MAX_TOP];
+    int text_at, text_len;   /* bytes of event->text that this token completed; a token whose
+                                characters are still incomplete has text_len 0 */
+};
+
+/* News of one request since the last poll; everything is borrowed until the callback returns. */
+struct engine_event {
+    uint64_t id;
+    void *user;
+    const char *text; /* whole UTF-8 characters, stop strings held back and cut */
+    size_t text_len;
+    const struct engine_token *tokens; /* [n_tokens] generated since the last event */
+    int n_tokens;
+    const struct engine_token *prompt_tokens; /* [n_prompt_logprobs_done] once, if asked for; else NULL */
+    int n_prompt_tokens;       /* of the request, always */
+    int n_completion_tokens;   /* so far */
+    int n_cached_tokens;
+    enum finish_reason finish; /* FINISH_NONE: more will come */
+    int32_t stop_token;        /* the stop token id that ended it, else -1 */
+    const char *stop_string;   /* the stop string that ended it, else NULL */
+    const char *error;         /* with FINISH_ERROR */
+    int64_t submit_ns, start_ns, first_token_ns, last_token_ns; /* clock_ns(); 0: not yet */
+};
+
+typedef void engine_event_fn(void *arg, const struct engine_event *event);
+
+/*
+ * Hands out every record that has news. One thread at a time. The callback may call
+ * engine_cancel() and engine_submit(). Returns how many events were handed out.
+ */
+int engine_poll(struct engine *e, engine_event_fn *fn, void *arg);
+
+/* Waits until there is something to poll or timeout_ns has passed: for callers without a loop. */
+bool engine_wait(struct engine *e, int64_t timeout_ns);
+
+/* Text. Any thread; the tokenizer is immutable. ids is malloc'ed, the caller frees it. */
+int engine_tokenize(const struct engine *e, const char *text, size_t len, bool add_special,
+                    bool parse_special, int32_t **ids, int *n_ids, struct err *err);
+int engine_detokenize(const struct engine *e, const int32_t *ids, int n_ids, bool skip_special,
+                      struct strbuf *out, struct err *err);
+
+/* The raw bytes of one token in the middle of a text (may be half a character). */
+int engine_token_bytes(const struct engine *e, int32_t id, struct strbuf *out);
+
+struct engine_message {
+    const char *role, *content; /* UTF-8 */
+    size_t content_len;
+};
+
+/*
+ * The model's chat template over messages, as token ids; special tokens inside contents stay
+ * text. *prompt_text (may be NULL) gets the rendered text. ERR_UNSUPPORTED without a template,
+ * ERR_INVALID with what the template raised.
+ */
+int engine_chat_tokenize(const struct engine *e, const struct engine_message *messages,
+                         int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
+                         struct strbuf *prompt_text, struct err *err);
+
+/* A snapshot for /metrics and /health, from any thread. */
+struct engine_stats {
+    int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
+    int64_t n_finished[FINISH_ERROR + 1];
+    int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns;
+    int64_t pages_total, pages_used;
+    int64_t last_step_ns;  /* clock_ns() when the last step ended; 0: none yet */
+    int64_t waiting_tokens;
+    bool healthy;
+    struct {
+        const char *name;
+        int64_t n_calls, ns;
+        double bytes, flops;
+    } ops[16];
+    int n_ops;
+};
+void engine_get_stats(const struct engine *e, struct engine_stats *out);
+
+/* Scheduler, slots, pool and plan as JSON text, for /debug and the crash report. */
+void engine_dump(struct engine *e, struct strbuf *out);
+
+#endif

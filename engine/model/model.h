@@ -1,0 +1,97 @@
+/*
+ * model - a loaded decoder: its configuration, its weights on a backend, and its forward pass.
+ *
+ * Engine thread only, but for model_config_load(), which any thread may call. The forward pass is
+ * a straight list of backend ops; it allocates nothing.
+ */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include "base/err.h"
+#include "engine/backend.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MODEL_MAX_LAYERS 512 /* deeper than any published decoder; bounds hostile files */
+#define MODEL_MAX_EOS    16
+
+enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN };
+
+/* The rotary embedding as config.json describes it, in either spelling. */
+struct rope_config {
+    enum rope_kind kind;
+    double theta;
+    double factor;                     /* 1 for ROPE_DEFAULT */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    double beta_fast, beta_slow;       /* yarn */
+    double attention_factor;           /* yarn, <= 0: computed from factor, mscale, mscale_all_dim */
+    double mscale, mscale_all_dim;     /* yarn, 0 when absent */
+    bool truncate;                     /* yarn, round the correction range */
+    int original_max_seq_len;
+    int dim;                           /* rotated dims of a head (even) */
+};
+
+struct model_config {
+    char model_type[32];  /* "llama", "mistral", "qwen2", "qwen3" */
+    int vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
+    int max_seq_len;      /* max_position_embeddings */
+    float norm_eps;
+    enum act_kind act;
+    struct rope_config rope;
+    bool tie_embeddings, qkv_bias, o_bias, ffn_bias, qk_norm;
+    int window[MODEL_MAX_LAYERS]; /* sliding window a layer, KV_WINDOW_ALL for none */
+    int eos_ids[MODEL_MAX_EOS], n_eos;  /* config.json and generation_config.json together */
+    int bos_id;           /* -1 when there is none */
+    enum dtype dtype;     /* torch_dtype, or of the weights when that is absent */
+    /* generation_config.json, for sampling_defaults: model; NAN or 0 when absent */
+    float default_temperature, default_top_p, default_repetition_penalty;
+    int default_top_k;
+};
+
+/*
+ * Reads DIR/config.json and, if it is there, DIR/generation_config.json. ERR_UNSUPPORTED names what
+ * is not served (architecture, quantisation, activation); ERR_PARSE names key, value and wanted range.
+ */
+int model_config_load(struct model_config *cfg, const char *dir, struct err *err);
+
+/* Parameters, and bytes of the weights in dtype, by the formula of the architecture. */
+int64_t model_config_params(const struct model_config *cfg);
+int64_t model_config_weight_bytes(const struct model_config *cfg, enum dtype dtype);
+
+struct model;
+
+struct model_params {
+    const char *dir;
+    bool random_weights; /* config.json alone is enough */
+    uint64_t seed;
+    enum dtype dtype;    /* of weights on the backend */
+    int max_rows, max_logits; /* of a step: sizes the activation buffers */
+    /* Called while loading with bytes done and in all; may be NULL. */
+    void (*progress)(void *arg, size_t done, size_t total);
+    void *progress_arg;
+};
+
+/* Loads the weights onto be, which must outlive the model. */
+int model_open(struct model **out, const struct model_config *cfg, struct backend *be,
+               const struct model_params *params, struct err *err);
+void model_close(struct model *m);
+
+const struct model_config *model_get_config(const struct model *m);
+
+/* Bytes of weights and of activation buffers on the backend. */
+size_t model_weight_bytes(const struct model *m);
+size_t model_buffer_bytes(const struct model *m);
+
+/*
+ * One step: embeds the rows, runs every layer, leaves f32 [n_logits, vocab_size] in the buffer
+ * that model_logits() names. rope_len[row] is the length that decides a dynamic rope base (the prompt's for
+ * prompt rows, pos + 1 for decode rows); host memory, NULL unless the model has ROPE_DYNAMIC.
+ */
+int model_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
+                  const int32_t *rope_len, struct err *err);
+bool model_wants_rope_len(const struct model *m);
+float *model_logits(struct model *m);
+
+#endif
