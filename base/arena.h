@@ -1,7 +1,7 @@
 /*
  * arena - memory named after whose life it shares: process, request, step.
  *
- * Always: bytes handed out <= cap. Reaching the cap gives NULL, never an abort: the caller
+ * Always: bytes handed out <= cap, each request rounded up to 16. Reaching the cap gives NULL, never an abort: the caller
  * refuses the work with ERR_NO_ROOM. Not thread-safe; the owner of the arena owns its memory.
  */
 #ifndef ARENA_H
@@ -24,7 +24,7 @@ void arena_init(struct arena *a, size_t cap, size_t chunk_bytes);
 /* Frees every chunk. Accepts a zeroed arena. */
 void arena_release(struct arena *a);
 
-/* Forgets every allocation, keeps the first chunk for reuse. */
+/* Forgets every allocation, keeps one chunk of chunk_bytes for reuse. */
 void arena_reset(struct arena *a);
 
 /* 16-byte aligned, zeroed; NULL at the cap or when malloc fails. size 0 gives a unique pointer. */

@@ -24,6 +24,8 @@ struct ring_queue { /* fields are private */
 
 /* ERR_NO_ROOM when the memory for capacity items is not there. */
 int ring_queue_init(struct ring_queue *q, size_t item_bytes, size_t capacity, struct err *err);
+
+/* No thread may be using q. Accepts NULL and a zeroed queue. */
 void ring_queue_release(struct ring_queue *q);
 
 /* False when full or closed. */
@@ -32,7 +34,10 @@ bool ring_queue_push(struct ring_queue *q, const void *item);
 /* Takes up to max items without waiting; returns how many. */
 size_t ring_queue_pop_many(struct ring_queue *q, void *items, size_t max);
 
-/* Waits until an item is there, the queue is closed, or timeout_ns has passed (-1: no limit). */
+/*
+ * Waits until an item is there, the queue is closed, or timeout_ns has passed (-1: no limit).
+ * True when an item is there.
+ */
 bool ring_queue_wait(struct ring_queue *q, int64_t timeout_ns);
 
 /* Refuses pushes from now on and wakes the waiters; what is inside can still be popped. */
