@@ -19,8 +19,8 @@ else
 endif
 
 # Each flavour has its own object tree, so switching flags never mixes objects.
-FLAVOUR := $(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(filter 1,$(HAVE_CUDA)),,-nocuda)
 comma := ,
+FLAVOUR := $(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(filter 1,$(HAVE_CUDA)),,-nocuda)
 OBJ := $(BUILD)/obj$(FLAVOUR)
 BIN := $(BUILD)$(if $(SAN),/$(subst $(comma),-,$(SAN)))
 

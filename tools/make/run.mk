@@ -1,0 +1,48 @@
+# The two commands of the README, and what they need.
+#
+# Packages are looked up when make reads its files, so whatever installs them must build in a
+# second make.
+
+RUN_ARGS ?=
+TEST_DEPS_OK = $(shell pkg-config --exists check && echo 1)
+
+deps: ## install the Debian packages that the build needs
+	@sh tools/deps.sh build
+
+deps-test:
+	@sh tools/deps.sh test
+
+run: deps ## build and start the daemon with the bundled demo model
+	@$(MAKE) --no-print-directory all
+	@exec $(BIN)/spand serve $(RUN_ARGS)
+
+test: deps-test ## build and run everything that needs no GPU
+	@$(MAKE) --no-print-directory check-layers all $(BIN)/spand-tests
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-scramble
+	@$(MAKE) --no-print-directory test-e2e
+
+test-unit: $(BIN)/spand-tests ## run the Check suites (CK_RUN_SUITE=name picks one)
+	$(BIN)/spand-tests
+
+test-e2e: $(BIN)/spand ## run the daemon against curl-like clients and the OpenAI SDK
+	@sh tests/e2e/run.sh $(BIN)/spand
+
+.PHONY: deps-test test-unit
+
+# ---- installation ------------------------------------------------------------------------------
+
+PREFIX ?= /usr/local
+UNIT_DIR ?= /lib/systemd/system
+install: $(BIN)/spand ## copy daemon, demo model, config and unit under DESTDIR
+	install -D -m 755 $(BIN)/spand $(DESTDIR)$(PREFIX)/bin/spand
+	install -d $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
+	install -m 644 $(wildcard models/demo-llama/*.*) $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
+	install -D -m 644 config/example-server.json $(DESTDIR)/etc/spand/spand.json
+	install -D -m 644 systemd/spand.service $(DESTDIR)$(UNIT_DIR)/spand.service
+
+.PHONY: install
+
+print-have-cuda:
+	@echo $(HAVE_CUDA)
+.PHONY: print-have-cuda
