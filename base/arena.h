@@ -1,8 +1,9 @@
 /*
  * arena - memory named after whose life it shares: process, request, step.
  *
- * Always: bytes handed out <= cap, each request rounded up to 16. Reaching the cap gives NULL, never an abort: the caller
- * refuses the work with ERR_NO_ROOM. Not thread-safe; the owner of the arena owns its memory.
+ * Always: bytes handed out <= cap, each request rounded up to 16. Reaching the cap gives NULL,
+ * never an abort: the caller refuses the work with ERR_NO_ROOM. Not thread-safe; the owner of the
+ * arena owns its memory.
  */
 #ifndef ARENA_H
 #define ARENA_H
