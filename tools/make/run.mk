@@ -4,6 +4,7 @@
 # second make.
 
 RUN_ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 TEST_DEPS_OK = $(shell pkg-config --exists check && echo 1)
 
 deps: ## install the Debian packages that the build needs
@@ -13,11 +14,11 @@ deps-test:
 	@sh tools/deps.sh test
 
 run: deps ## build and start the daemon with the bundled demo model
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@exec $(BIN)/spand serve $(RUN_ARGS)
 
 test: deps-test ## build and run everything that needs no GPU
-	@$(MAKE) --no-print-directory check-layers all $(BIN)/spand-tests
+	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-scramble
 	@$(MAKE) --no-print-directory test-e2e
