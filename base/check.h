@@ -4,8 +4,8 @@
  * For states that only our own bug can cause, never for what a client or a file can cause. A
  * failure prints condition, file and line, calls the hook (the daemon's crash report) and aborts.
  */
-#ifndef CHECK_H
-#define CHECK_H
+#ifndef BASE_CHECK_H /* CHECK_H belongs to the test library Check */
+#define BASE_CHECK_H
 
 #ifdef __cplusplus
 extern "C" {
