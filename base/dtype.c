@@ -15,7 +15,7 @@
 #define HAVE_F16C() 0
 #endif
 
-#define BLOCK 16 /* elements: one AVX-512 or four SSE registers of f32 */
+#define BLOCK 16   /* elements: one AVX-512 or four SSE registers of f32 */
 #define CHUNK 1024 /* elements staged on the stack between two 16-bit types */
 
 static float bits_f32(uint32_t u)
@@ -103,8 +103,8 @@ static void f32_from_bf16(float *dst, const uint16_t *src, size_t n)
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx,f16c"))) static size_t f16_from_f32_f16c(uint16_t *dst,
-                                                                    const float *src, size_t n)
+__attribute__((target("avx,f16c"))) static size_t f16_from_f32_f16c(uint16_t *dst, const float *src,
+                                                                    size_t n)
 {
     size_t i = 0;
 
@@ -116,8 +116,8 @@ __attribute__((target("avx,f16c"))) static size_t f16_from_f32_f16c(uint16_t *ds
     return i;
 }
 
-__attribute__((target("avx,f16c"))) static size_t f32_from_f16_f16c(float *dst,
-                                                                    const uint16_t *src, size_t n)
+__attribute__((target("avx,f16c"))) static size_t f32_from_f16_f16c(float *dst, const uint16_t *src,
+                                                                    size_t n)
 {
     size_t i = 0;
 

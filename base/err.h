@@ -20,9 +20,9 @@ enum err_code {
     ERR_LIMIT = -5,       /* a bounded queue is full: try again later */
     ERR_UNSUPPORTED = -6, /* well-formed, and not built */
     ERR_NOT_FOUND = -7,
-    ERR_CONTEXT = -8,     /* prompt + max_tokens exceed the context or the pool for good */
-    ERR_DEVICE = -9,      /* the accelerator or its driver failed */
-    ERR_CLOSED = -10      /* the thing is shutting down */
+    ERR_CONTEXT = -8, /* prompt + max_tokens exceed the context or the pool for good */
+    ERR_DEVICE = -9,  /* the accelerator or its driver failed */
+    ERR_CLOSED = -10  /* the thing is shutting down */
 };
 
 #define ERR_MSG_BYTES 512
@@ -33,8 +33,7 @@ struct err {
 };
 
 /* Records code and message unless err already holds one; err may be NULL. Returns code. */
-int err_set(struct err *err, int code, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+int err_set(struct err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* As err_set, with ": strerror(errno_value)" behind the message. */
 int err_set_errno(struct err *err, int code, int errno_value, const char *fmt, ...)
