@@ -1,0 +1,104 @@
+/*
+ * openai_params - the body of a POST request, checked, as plain data.
+ *
+ * One table (openai_params.c) holds every scalar field with its type and bounds; fields with a
+ * shape of their own have a reader each; a third table lists what is refused because ignoring it
+ * would change the answer. Other unknown fields are ignored, and null always means the default.
+ * Pure functions of the body and the limits: no engine, no connection.
+ */
+#ifndef OPENAI_PARAMS_H
+#define OPENAI_PARAMS_H
+
+#include "engine/engine.h"
+
+#include <jansson.h>
+
+struct api_error;
+struct arena;
+
+#define OPENAI_MAX_STOPS      4
+#define OPENAI_MAX_STOP_BYTES 4096 /* longer ones would only hold output back */
+#define OPENAI_MAX_BIAS       1024
+#define OPENAI_MAX_N          128
+#define OPENAI_MAX_MESSAGES   4096
+#define OPENAI_MAX_CHOICES    4096 /* prompts x n: what one body may multiply into */
+
+enum openai_api {
+    API_COMPLETIONS = 1,
+    API_CHAT = 2,
+    API_TOKENIZE = 4,
+    API_DETOKENIZE = 8
+};
+
+/* What the model and the operator allow; filled once at start. */
+struct openai_limits {
+    const char *model_id;
+    int vocab_size, max_seq_len;
+    int max_prompts, max_choices, max_logprobs, json_depth;
+    float temperature, top_p, repetition_penalty; /* defaults, by sampling_defaults */
+    int top_k;
+};
+
+/* One prompt: text, or token ids when text is NULL. */
+struct openai_prompt {
+    const char *text;
+    size_t text_len;
+    int32_t *ids; /* [n_ids] */
+    int n_ids;
+};
+
+struct openai_params {
+    struct openai_prompt *prompts; /* [n_prompts] */
+    int n_prompts;
+    struct engine_message *messages; /* [n_messages]; chat, or /tokenize with messages */
+    int n_messages;
+    int32_t *tokens; /* [n_tokens]; /detokenize */
+    int n_tokens;
+
+    struct sampling_params sampling; /* but for seed, sample_idx and max_tokens */
+    int max_tokens;                  /* -1: absent */
+    int n, best_of;
+    int64_t seed;
+    bool has_seed;
+    bool stream, has_stream_options, include_usage, continuous_usage;
+    bool echo;
+    bool return_token_ids, tokens_as_ids;
+    int add_special; /* -1: absent */
+    bool add_generation_prompt;
+    bool return_token_strs;
+
+    /* As sent; sampling.n_logprobs is what they come to. */
+    int n_logprobs, n_top_logprobs, n_prompt_logprobs; /* -1: absent */
+    int max_completion_tokens, legacy_max_tokens;
+    int top_k;
+    bool wants_logprobs;
+};
+
+/*
+ * Checks body, an object from json_in_parse() that must outlive *out: strings are borrowed from it,
+ * arrays come from the arena. On failure *e has status, param and message.
+ */
+int openai_params_read(struct openai_params *out, enum openai_api api, const json_t *body,
+                       const struct openai_limits *limits, struct arena *arena,
+                       struct api_error *e);
+
+/* For openai_prompt.c and openai_params.c: the state of one reading. */
+struct openai_reader {
+    struct openai_params *out;
+    const struct openai_limits *limits;
+    struct arena *arena;
+    struct api_error *e;
+    enum openai_api api;
+};
+
+int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_messages(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_tokens(struct openai_reader *r, const char *name, const json_t *v);
+
+/* An array of token ids below vocab_size, into the arena. Messages name the field. */
+int openai_read_ids(struct openai_reader *r, const char *name, const json_t *v, int32_t **ids,
+                    int *n_ids);
+
+int openai_refuse_no_room(struct api_error *e);
+
+#endif
