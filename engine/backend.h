@@ -244,7 +244,8 @@ struct backend_ops {
 
     /*
      * Makes *w of parts stacked along n_out, converted to dtype. `is_matrix` weights are operands of
-     * a product and may be packed. On error *w is as weight_free leaves it.
+     * a product and may be packed; data stays plain rows (a tied table is embedded from). The others,
+     * gains and biases, always have dtype DTYPE_F32. On error *w is as weight_free leaves it.
      */
     int (*weight_load)(struct backend *be, struct weight *w, const struct weight_part *parts,
                        int n_parts, enum dtype dtype, bool is_matrix, struct err *err);

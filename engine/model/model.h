@@ -34,7 +34,7 @@ struct rope_config {
 };
 
 struct model_config {
-    char model_type[32];  /* "llama", "mistral", "qwen2", "qwen3" */
+    char model_type[32];  /* "llama", "mistral", "ministral", "qwen2", "qwen3" */
     int vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
     int max_seq_len;      /* max_position_embeddings */
     float norm_eps;
@@ -44,7 +44,7 @@ struct model_config {
     int window[MODEL_MAX_LAYERS]; /* sliding window a layer, KV_WINDOW_ALL for none */
     int eos_ids[MODEL_MAX_EOS], n_eos;  /* config.json and generation_config.json together */
     int bos_id;           /* -1 when there is none */
-    enum dtype dtype;     /* torch_dtype, or of the weights when that is absent */
+    enum dtype dtype;     /* dtype or torch_dtype, else of the weights, else bf16 */
     /* generation_config.json, for sampling_defaults: model; NAN or 0 when absent */
     float default_temperature, default_top_p, default_repetition_penalty;
     int default_top_k;
@@ -56,9 +56,15 @@ struct model_config {
  */
 int model_config_load(struct model_config *cfg, const char *dir, struct err *err);
 
-/* Parameters, and bytes of the weights in dtype, by the formula of the architecture. */
+/*
+ * Parameters, and bytes of the weights in dtype, by the formula of the architecture. Matrices have
+ * dtype, vectors (norm gains, biases) are f32 always; a packed copy is not counted.
+ */
 int64_t model_config_params(const struct model_config *cfg);
 int64_t model_config_weight_bytes(const struct model_config *cfg, enum dtype dtype);
+
+/* The widest activation row, fused outputs included: what backend_params.max_dim asks for. */
+int model_config_max_dim(const struct model_config *cfg);
 
 struct model;
 
@@ -73,21 +79,35 @@ struct model_params {
     void *progress_arg;
 };
 
-/* Loads the weights onto be, which must outlive the model. */
+/*
+ * Loads the weights onto be, which must outlive the model. Every tensor is checked for name, type
+ * and shape before the first one is loaded; messages name file and tensor. Tensors that the
+ * architecture does not have are left alone: see model_unused().
+ */
 int model_open(struct model **out, const struct model_config *cfg, struct backend *be,
                const struct model_params *params, struct err *err);
 void model_close(struct model *m);
 
+/* As given to model_open, but for tie_embeddings when the files hold a head that differs. */
 const struct model_config *model_get_config(const struct model *m);
+
+/*
+ * How many tensors of the files were not used, inv_freq buffers aside, and one of their names
+ * (borrowed from m): worth a line in the log, transformers ignores them too.
+ */
+int model_unused(const struct model *m, const char **example);
 
 /* Bytes of weights and of activation buffers on the backend. */
 size_t model_weight_bytes(const struct model *m);
 size_t model_buffer_bytes(const struct model *m);
 
 /*
- * One step: embeds the rows, runs every layer, leaves f32 [n_logits, vocab_size] in the buffer
- * that model_logits() names. rope_len[row] is the length that decides a dynamic rope base (the prompt's for
- * prompt rows, pos + 1 for decode rows); host memory, NULL unless the model has ROPE_DYNAMIC.
+ * One step, called between ops->step_begin and ops->step_end, which are the caller's since sampling
+ * belongs to the step too. Embeds the rows, runs every layer, and leaves f32 [n_logits, vocab_size]
+ * in the buffer that model_logits() names. rope_len[row] is the length that decides a dynamic rope
+ * base (the prompt's for prompt rows, pos + 1 for decode rows); host memory, NULL unless
+ * model_wants_rope_len(). batch and kv are read only; the windows in kv are the caller's copy of
+ * config->window.
  */
 int model_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
                   const int32_t *rope_len, struct err *err);

@@ -1,0 +1,19 @@
+/*
+ * rope_config - the rotary settings of config.json, in either spelling: rope_theta beside
+ * rope_scaling, or all in rope_parameters. What is read, and which of two places wins, follows
+ * transformers 5: rope_scaling before rope_parameters, a theta inside before one beside.
+ */
+#ifndef ROPE_CONFIG_H
+#define ROPE_CONFIG_H
+
+struct json_fields;
+struct model_config;
+struct rope_config;
+
+#define ROPE_CONFIG_MAX_SEQ_LEN (1 << 28) /* positions stay far from KV_RING_DENSE */
+
+/* Fills *r from the file's top object; cfg has its shape already. Failure is left in top->rc. */
+void rope_config_read(struct rope_config *r, const struct model_config *cfg,
+                      struct json_fields *top);
+
+#endif
