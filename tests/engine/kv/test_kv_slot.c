@@ -156,7 +156,7 @@ START_TEST(kv_slot__keeps_pages_apart_under_random_use)
     struct kv_slots ks;
     int n_taken = 0, n_refused = 0;
 
-    ck_assert_int_eq(kv_slots_init(&ks, &shape, N_SLOTS, N_PAGES, 300, &err), 0);
+    ck_assert_int_eq(kv_slots_init(&ks, &shape, N_SLOTS, N_PAGES, 130, &err), 0);
     for (uint64_t i = 0; i < 5000; i++) {
         uint64_t r = rng_u64(11, 0, i);
         int slot = (int)((r >> 8) % N_SLOTS);
