@@ -1,0 +1,145 @@
+/*
+ * config_keys - every setting, once. There is no guard on purpose: whoever includes this file
+ * defines what he wants to know of a key and gets it for all of them. The fields of struct config,
+ * the parser, --help, --print-config and CONFIG.md all come from here.
+ *
+ *     CONFIG_SECTION(title, prose)
+ *     CONFIG_KEY(type, name, default, min, max, unit, help)
+ *
+ * default  text, as it would be written behind a flag
+ * min max  of the value; for STRING and PATH of its length in bytes
+ * unit     for ENUM the words, separated by spaces; for a STRING with a syntax, that syntax
+ *
+ * After a change run `make docs`; a test compares CONFIG.md and default.json with this table.
+ */
+#ifndef CONFIG_SECTION
+#define CONFIG_SECTION(title, prose)
+#endif
+#ifndef CONFIG_KEY
+#define CONFIG_KEY(type, name, default_text, min, max, unit, help)
+#endif
+
+CONFIG_SECTION("Model", "What is served, and in which numbers.")
+
+CONFIG_KEY(PATH, model, "models/demo-llama", 1, 4096, "",
+           "The model's directory: config.json, tokenizer.json and the weights as safetensors.")
+CONFIG_KEY(STRING, served_model_name, "", 0, 256, "",
+           "The model's id in the API. Empty means the name of the model's directory.")
+CONFIG_KEY(STRING, plan, "dense", 1, 4096, "FILE, dense, streaming:SINK,RECENT or uniform:DENSITY",
+           "Which keys each head keeps. A plan file gives every head its own span; dense keeps "
+           "everything; streaming keeps the first SINK and the last RECENT tokens in all heads; "
+           "uniform gives all heads the same share of the sequence.")
+CONFIG_KEY(STRING, plan_length, "request", 1, 16, "request or 1..16777216",
+           "The length that a plan's spans are computed for. request takes each request's own "
+           "prompt plus max_tokens; a number gives all requests the same spans, so that they can "
+           "share cached prefixes.")
+CONFIG_KEY(STRING, device, "auto", 1, 16, "auto, cpu, cuda or cuda:N",
+           "Where the model runs. auto takes the first GPU, or the CPU where there is none.")
+CONFIG_KEY(ENUM, dtype, "auto", 0, 0, "auto f32 bf16 f16",
+           "The numbers that weights and activations are kept in. auto takes what the weights' "
+           "file holds, f32 computes in single precision throughout.")
+CONFIG_KEY(ENUM, weights, "file", 0, 0, "file random",
+           "Where the weights come from. random fills the shapes of config.json with random "
+           "numbers, for measurements without a download.")
+CONFIG_KEY(INT64, weights_seed, "0", 0, 9007199254740991, "",
+           "The seed of random weights: the same seed gives the same numbers on every device.")
+
+CONFIG_SECTION("Scheduler", "How many requests share a step, and the memory they may take.")
+
+CONFIG_KEY(INT, max_batch, "32", 1, 4096, "sequences",
+           "How many sequences run at once. Further ones wait in the queue.")
+CONFIG_KEY(INT, chunk_tokens, "512", 1, 65536, "rows",
+           "How many prompt tokens one step may work on. Smaller chunks let running answers "
+           "flow more evenly, larger ones start new answers sooner.")
+CONFIG_KEY(INT, max_seq_len, "0", 0, 16777216, "tokens",
+           "The longest prompt plus answer that is accepted. 0 means the model's own limit, and "
+           "more than that limit is refused.")
+CONFIG_KEY(BYTES, kv_memory, "0", 0, 1125899906842624, "",
+           "The memory for keys and values, taken once at start. 0 sizes it by itself: on a GPU "
+           "by gpu_memory_fraction, on the CPU for max_batch sequences within half of what is "
+           "free.")
+CONFIG_KEY(DOUBLE, gpu_memory_fraction, "0.9", 0.05, 1, "",
+           "The share of the GPU's memory that weights, buffers and the key-value pool may fill "
+           "together when kv_memory is 0.")
+CONFIG_KEY(INT, page_entries, "64", 8, 1024, "entries",
+           "How many consecutive keys and values of one head lie in one page of the pool.")
+CONFIG_KEY(INT, threads, "0", 0, 1024, "threads",
+           "How many threads compute on the CPU. 0 means one for each core that the process may "
+           "use.")
+CONFIG_KEY(BOOL, pin_threads, "true", 0, 0, "",
+           "Binds each computing thread to a core. Switch it off where several programs share "
+           "the machine.")
+CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
+           "How many requests may wait for a seat. Beyond it a request is refused with status "
+           "429 and a Retry-After header.")
+CONFIG_KEY(INT, queue_timeout_ms, "0", 0, 86400000, "ms",
+           "How long a request may wait for a seat before it is refused with status 429. 0 means "
+           "as long as the client stays.")
+CONFIG_KEY(BOOL, batch_invariant, "true", 0, 0, "",
+           "Gives a request the same tokens whatever it is batched with. Off, some kernels are "
+           "chosen by batch size, and results may differ in the last bit.")
+
+CONFIG_SECTION("Requests", "What clients may ask for, and what they get when they do not say.")
+
+CONFIG_KEY(INT, default_max_tokens, "1024", 1, 16777216, "tokens",
+           "The length of a chat answer when the request sets no limit, cut to what the context "
+           "has left. Completions without a limit get 16, as the API prescribes.")
+CONFIG_KEY(ENUM, sampling_defaults, "openai", 0, 0, "openai model",
+           "Where temperature, top_p and the like come from when a request does not set them: "
+           "openai means temperature 1 and nothing else, model means the model's "
+           "generation_config.json.")
+CONFIG_KEY(INT, max_prompts, "256", 1, 65536, "prompts",
+           "How many prompts one completions request may carry.")
+CONFIG_KEY(INT, max_choices, "256", 1, 65536, "choices",
+           "How many answers one request may ask for: prompts times n, or times best_of where "
+           "that is larger.")
+CONFIG_KEY(INT, max_logprobs, "20", 0, 1000, "tokens",
+           "The most alternatives a chat request may ask for with top_logprobs. Completions "
+           "allow 5, as the API prescribes.")
+
+CONFIG_SECTION("Server", "Addresses, and the limits that keep one client from harming others.")
+
+CONFIG_KEY(STRING, host, "127.0.0.1", 1, 255, "",
+           "The address to listen on. 0.0.0.0 or :: opens the server to the network: put it "
+           "behind a proxy that authenticates.")
+CONFIG_KEY(INT, port, "8000", 0, 65535, "",
+           "The TCP port to listen on. 0 lets the system choose one and prints it.")
+CONFIG_KEY(INT, max_connections, "1024", 1, 1000000, "connections",
+           "How many clients may be connected at once. Further ones are not accepted until "
+           "others leave.")
+CONFIG_KEY(BYTES, connection_memory_bytes, "128KiB", 16384, 16777216, "",
+           "The memory a connection has for its headers and its unsent output.")
+CONFIG_KEY(BYTES, max_body_bytes, "32MiB", 1024, 1073741824, "",
+           "The largest request body. Larger ones are refused with status 413.")
+CONFIG_KEY(INT, json_depth, "64", 4, 512, "levels", "How deeply a request's JSON may nest.")
+CONFIG_KEY(INT, header_timeout_ms, "10000", 100, 600000, "ms",
+           "How long a client may take to send its headers.")
+CONFIG_KEY(INT, body_timeout_ms, "30000", 100, 3600000, "ms",
+           "How long a client may take to send its body.")
+CONFIG_KEY(INT, write_timeout_ms, "30000", 100, 3600000, "ms",
+           "How long a client may leave output unread before its connection is closed and its "
+           "requests are cancelled.")
+CONFIG_KEY(INT, sse_ping_ms, "15000", 0, 3600000, "ms",
+           "After how long a silent stream gets a comment line, which keeps proxies from closing "
+           "it. 0 sends none.")
+CONFIG_KEY(INT, drain_timeout_ms, "30000", 0, 3600000, "ms",
+           "How long running requests may finish after SIGTERM before they are cancelled.")
+
+CONFIG_SECTION("Operation", "What the daemon tells about itself.")
+
+CONFIG_KEY(ENUM, log_level, "info", 0, 0, "error warn info debug",
+           "The least important lines that are still logged.")
+CONFIG_KEY(ENUM, log_format, "text", 0, 0, "text json",
+           "How log lines are written: text for people, json for collectors.")
+CONFIG_KEY(BOOL, log_requests, "true", 0, 0, "",
+           "Logs one line for each finished request: sizes and times, never what was said.")
+CONFIG_KEY(BOOL, metrics, "true", 0, 0, "", "Serves /metrics in the format of Prometheus.")
+CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
+           "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "
+           "leave them off where clients are not trusted.")
+CONFIG_KEY(PATH, trace, "", 0, 4096, "",
+           "A file that every decision of the scheduler is written to, one JSON line each. Empty "
+           "writes none.")
+
+#undef CONFIG_SECTION
+#undef CONFIG_KEY
