@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/json_file.h"
+#include "base/strbuf.h"
 #include "config/config_hint.h"
 #include "config/config_value.h"
 
@@ -145,15 +146,17 @@ out:
  * pod as SPAND_PORT=tcp://..., SPAND_SERVICE_HOST and so on; tests and debug switches read theirs
  * themselves.
  */
-static bool is_foreign_env(const char *name, const char *value)
+static bool is_foreign_env(const char *key_name, const char *value)
 {
-    static const char *const prefixes[] = {"SERVICE_", "PORT_", "TEST_", "DEBUG_"};
+    static const char *const prefixes[] = {"service_", "port_", "test_", "debug_"};
 
+    if (strcmp(key_name, "port") == 0)
+        return strstr(value, "://") != NULL;
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
-        if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0)
-            return strcmp(name, "DEBUG_ENDPOINTS") != 0;
+        if (strncmp(key_name, prefixes[i], strlen(prefixes[i])) == 0)
+            return !config_key_find(key_name);
     }
-    return strcmp(name, "PORT") == 0 && strstr(value, "://") != NULL;
+    return false;
 }
 
 /*
@@ -162,22 +165,17 @@ static bool is_foreign_env(const char *name, const char *value)
  */
 static bool split_env(const char *entry, char key_name[CONFIG_NAME_BYTES], const char **value)
 {
-    const char *name = entry + strlen(ENV_PREFIX), *equals;
-    size_t len = 0;
+    const char *equals = strchr(entry, '=');
 
-    if (strncmp(entry, ENV_PREFIX, strlen(ENV_PREFIX)) != 0)
+    if (!equals || strncmp(entry, ENV_PREFIX, strlen(ENV_PREFIX)) != 0)
         return false;
-    equals = strchr(name, '=');
-    if (!equals || is_foreign_env(name, equals + 1))
-        return false;
-    for (; name + len < equals && len < CONFIG_NAME_BYTES - 1; len++) {
-        /* A small letter stays out of the key's alphabet: SPAND_port is not SPAND_PORT. */
-        key_name[len] =
-            (char)(islower((unsigned char)name[len]) ? '?' : tolower((unsigned char)name[len]));
+    copy_name(key_name, CONFIG_NAME_BYTES, entry + strlen(ENV_PREFIX));
+    for (char *p = key_name; *p; p++) {
+        /* A small letter leaves the alphabet of keys: SPAND_port is not SPAND_PORT. */
+        *p = (char)(islower((unsigned char)*p) ? '?' : tolower((unsigned char)*p));
     }
-    key_name[len] = '\0';
     *value = equals + 1;
-    return true;
+    return !is_foreign_env(key_name, *value);
 }
 
 static const char *env_config_file(char **envp)
@@ -240,12 +238,15 @@ static bool find_flag(const struct config_sources *from, const char *name, struc
 static int refuse_flag(const struct config_sources *from, const char *arg, const char *name,
                        struct err *err)
 {
-    const char *hint = config_hint(name, from->extras, from->n_extras);
-    char source[SOURCE_BYTES], meant[SOURCE_BYTES];
+    bool negated = strncmp(name, "no_", 3) == 0;
+    const char *hint = config_hint(negated ? name + 3 : name, from->extras, from->n_extras);
+    char source[SOURCE_BYTES], meant[SOURCE_BYTES], dashed[2 * CONFIG_NAME_BYTES];
 
     copy_name(source, sizeof(source), arg);
-    if (hint)
-        flag_name(meant, sizeof(meant), hint);
+    if (hint) {
+        snprintf(dashed, sizeof(dashed), "%s%s", negated ? "no_" : "", hint);
+        flag_name(meant, sizeof(meant), dashed);
+    }
     return refuse_unknown(source, "flag", hint ? meant : NULL, "; --help lists them", err);
 }
 
@@ -280,20 +281,29 @@ static void key_name_of(const char *arg, char name[CONFIG_NAME_BYTES])
  * stepped over. A key's value never starts with two dashes unless written with an equals sign; the
  * text of an extra, a prompt for one, may start with anything.
  */
-static int take_value(const struct config_sources *from, int *idx, bool any_text,
+static int take_value(const struct config_sources *from, int *idx, const struct flag *flag,
                       const char **value, struct err *err)
 {
     const char *arg = from->argv[*idx];
     const char *equals = strchr(arg, '=');
+    bool any_text = flag->extra && flag->extra->type == CONFIG_STRING;
+    struct strbuf wanted = STRBUF_INIT;
 
     if (equals) {
         *value = equals + 1;
         return 0;
     }
-    if (*idx + 1 >= from->argc || (!any_text && strncmp(from->argv[*idx + 1], "--", 2) == 0))
-        return err_set(err, ERR_INVALID, "%.100s: the value is missing", arg);
-    *value = from->argv[++*idx];
-    return 0;
+    if (*idx + 1 < from->argc && (any_text || strncmp(from->argv[*idx + 1], "--", 2) != 0)) {
+        *value = from->argv[++*idx];
+        return 0;
+    }
+    if (flag->key) {
+        strbuf_addstr(&wanted, ", want ");
+        config_value_add_wanted(flag->key, &wanted);
+    }
+    err_set(err, ERR_INVALID, "%.100s: the value is missing%s", arg, wanted.buf);
+    strbuf_release(&wanted);
+    return ERR_INVALID;
 }
 
 /* Reads the flag at argv[*idx] and its value. */
@@ -312,10 +322,10 @@ static int read_flag(const struct config_sources *from, int *idx, struct flags *
             flag->value = "true";
             return 0;
         }
-        return take_value(from, idx, flag->extra && type == CONFIG_STRING, &flag->value, err);
+        return take_value(from, idx, flag, &flag->value, err);
     }
     if (strcmp(name, "config") == 0)
-        return take_value(from, idx, false, &flags->file, err);
+        return take_value(from, idx, flag, &flags->file, err);
     if (is_action(flags, name)) {
         if (strchr(arg, '='))
             return err_set(err, ERR_INVALID, "%.100s: takes no value", arg);

@@ -353,10 +353,14 @@ static bool json_type_fits(const struct config_key *key, const json_t *value)
 int config_value_set_json(const struct config_key *key, void *at, const json_t *value,
                           const char *source, struct err *err)
 {
-    static const char *const names[] = {
-        [JSON_OBJECT] = "object",  [JSON_ARRAY] = "array", [JSON_STRING] = "string",
-        [JSON_INTEGER] = "number", [JSON_REAL] = "number", [JSON_TRUE] = "true",
-        [JSON_FALSE] = "false",    [JSON_NULL] = "null"};
+    static const char *const names[] = {[JSON_OBJECT] = "object",
+                                        [JSON_ARRAY] = "array",
+                                        [JSON_STRING] = "string",
+                                        [JSON_INTEGER] = "whole number",
+                                        [JSON_REAL] = "number with a fraction",
+                                        [JSON_TRUE] = "true",
+                                        [JSON_FALSE] = "false",
+                                        [JSON_NULL] = "null"};
     char *text;
     int rc;
 
