@@ -89,6 +89,19 @@ static int64_t count_code_points(const char *s, size_t len)
     return n;
 }
 
+/* Raw quotes occur only around strings, so a key is one that follows the start or a comma. */
+static bool has_key(const struct strbuf *map, const struct strbuf *key)
+{
+    const char *at = map->buf;
+
+    while ((at = strstr(at, key->buf))) {
+        if (at == map->buf || at[-1] == ',')
+            return true;
+        at++;
+    }
+    return false;
+}
+
 /* `"text": logprob` unless a more likely token already has that text. */
 static void add_map_entry(struct strbuf *map, const struct token_speller *speller, int32_t id,
                           float logprob)
@@ -99,7 +112,7 @@ static void add_map_entry(struct strbuf *map, const struct token_speller *spelle
     speller->bytes(speller->arg, id, &bytes);
     spell(&key, speller, id, &bytes);
     strbuf_addch(&key, ':');
-    if (!key.failed && !strstr(map->buf, key.buf)) {
+    if (!key.failed && !has_key(map, &key)) {
         add_comma(map);
         strbuf_add(map, key.buf, key.len);
         add_logprob(map, logprob);

@@ -389,6 +389,9 @@ static int check_tokens_asked(struct openai_reader *r)
     if (p->has_stream_options && !p->stream)
         return api_error_set(r->e, 400, "stream_options", NULL,
                              "'stream_options' is allowed only with 'stream': true.");
+    if (p->n_prompt_logprobs >= 0 && p->stream)
+        return api_error_set(r->e, 400, "prompt_logprobs", NULL,
+                             "'prompt_logprobs' is not available with 'stream': true.");
     return 0;
 }
 
@@ -398,13 +401,10 @@ static int check_together(struct openai_reader *r)
     struct openai_params *p = r->out;
     int most = r->limits->max_logprobs;
 
-    if (p->n > r->limits->max_choices)
-        return api_error_set(r->e, 400, "n", NULL, "'n' is %d; this server allows at most %d.",
-                             p->n, r->limits->max_choices);
-    if ((int64_t)p->n * (p->n_prompts ? p->n_prompts : 1) > OPENAI_MAX_CHOICES)
-        return api_error_set(r->e, 400, "n", NULL,
-                             "%d prompts with n = %d make more than %d choices.", p->n_prompts, p->n,
-                             OPENAI_MAX_CHOICES);
+    if ((int64_t)p->n * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
+        return api_error_set(r->e, 400, p->n_prompts > r->limits->max_choices ? "prompt" : "n", NULL,
+                             "%d prompts with n = %d; this server gives at most %d choices.",
+                             p->n_prompts ? p->n_prompts : 1, p->n, r->limits->max_choices);
     if (p->best_of > 1 && p->best_of < p->n)
         return api_error_set(r->e, 400, "best_of", NULL, "'best_of' must not be below 'n'.");
     if (p->best_of > p->n)

@@ -21,7 +21,6 @@ struct arena;
 #define OPENAI_MAX_BIAS       1024
 #define OPENAI_MAX_N          128
 #define OPENAI_MAX_MESSAGES   4096
-#define OPENAI_MAX_CHOICES    4096 /* prompts x n: what one body may multiply into */
 
 enum openai_api {
     API_COMPLETIONS = 1,

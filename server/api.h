@@ -1,0 +1,21 @@
+/*
+ * api - the handlers behind the router's table. Each is called once an exchange has its whole body,
+ * on the loop thread, and answers at once or starts a generation that will.
+ */
+#ifndef API_H
+#define API_H
+
+struct exchange;
+
+void api_completions(struct exchange *ex);
+void api_chat(struct exchange *ex);
+void api_models(struct exchange *ex);
+void api_model(struct exchange *ex);
+void api_tokenize(struct exchange *ex);
+void api_detokenize(struct exchange *ex);
+void api_health(struct exchange *ex);
+void api_version(struct exchange *ex);
+void api_metrics(struct exchange *ex);
+void api_debug_state(struct exchange *ex);
+
+#endif

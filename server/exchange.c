@@ -1,0 +1,400 @@
+/*
+ * exchange - a request from its first byte to the log line.
+ *
+ * Errors found in the head are told after the body has been read and thrown away: a client that is
+ * still sending would otherwise lose the answer to a connection reset. Exceptions are heads that
+ * leave the end of the body in doubt, clients that wait for "100 Continue", and bodies too long to
+ * read for nothing.
+ */
+#include "server/exchange.h"
+
+#include "base/build_info.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "config/config.h"
+#include "server/api_error.h"
+#include "server/client_watch.h"
+#include "server/generation.h"
+#include "server/http_server.h"
+#include "server/sse.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define EXCHANGE_MAGIC    0x45584348u
+#define DISCARD_MAX_BYTES (64 << 20) /* read for the sake of a readable answer, not more */
+#define STREAM_BLOCK      16384
+
+static void make_id(char *out, size_t size)
+{
+    unsigned char r[12] = {0};
+    int n = snprintf(out, size, "req-");
+
+    if (getrandom(r, sizeof(r), GRND_NONBLOCK) < 0)
+        memset(r, 0, sizeof(r));
+    for (size_t i = 0; i < sizeof(r); i++)
+        n += snprintf(out + n, size - n, "%02x", r[i]);
+}
+
+struct exchange *exchange_new(struct http_server *server, struct http_client *client,
+                              struct MHD_Connection *conn, const char *method, const char *target)
+{
+    struct exchange *ex = calloc(1, sizeof(*ex));
+
+    if (!ex)
+        return NULL;
+    ex->target = strdup(target);
+    if (!ex->target) {
+        free(ex);
+        return NULL;
+    }
+    ex->magic = EXCHANGE_MAGIC;
+    ex->server = server;
+    ex->client = client;
+    ex->conn = conn;
+    ex->began_ns = ex->last_out_ns = clock_ns();
+    snprintf(ex->method, sizeof(ex->method), "%s", method);
+    strbuf_init(&ex->body);
+    strbuf_init(&ex->out);
+    http_head_init(&ex->head);
+    ex->next = server->exchanges;
+    if (ex->next)
+        ex->next->prev = ex;
+    server->exchanges = ex;
+    server->metrics.n_exchanges++;
+    return ex;
+}
+
+static void log_exchange(const struct exchange *ex)
+{
+    double ms = (clock_ns() - ex->began_ns) * 1e-6;
+    struct log_field fields[] = {
+        {.key = "id", .str = ex->id},
+        {.key = "client", .str = ex->client->addr},
+        {.key = "method", .str = ex->method},
+        {.key = "path", .str = ex->target},
+        {.key = "status", .num = ex->status},
+        {.key = "ms", .num = (double)(int64_t)(ms * 1000) / 1000},
+        {.key = "prompt_tokens", .num = ex->prompt_tokens},
+        {.key = "completion_tokens", .num = ex->completion_tokens},
+    };
+    int n = sizeof(fields) / sizeof(fields[0]);
+
+    if (ex->server->config->log_requests)
+        log_event(LOG_INFO, "request", fields, ex->generation || ex->prompt_tokens ? n : n - 2);
+}
+
+void exchange_free(struct exchange *ex)
+{
+    struct http_server *s = ex->server;
+
+    CHECK(ex->magic == EXCHANGE_MAGIC);
+    client_watch_free(ex->watch);
+    if (ex->generation && !ex->has_left)
+        s->metrics.n_clients_left++;
+    if (ex->generation || ex->has_left)
+        ex->status = 499; /* nginx's word for "the client closed the connection" */
+    metrics_count_response(&s->metrics, ex->match.idx, ex->status);
+    log_exchange(ex);
+    if (ex->generation)
+        generation_abandon(ex->generation);
+    if (ex->prev)
+        ex->prev->next = ex->next;
+    else
+        s->exchanges = ex->next;
+    if (ex->next)
+        ex->next->prev = ex->prev;
+    s->metrics.n_exchanges--;
+    strbuf_release(&ex->body);
+    strbuf_release(&ex->out);
+    free(ex->target);
+    ex->magic = 0;
+    free(ex);
+}
+
+/* Answers, from now on */
+
+static void wake(struct exchange *ex)
+{
+    if (!ex->is_suspended)
+        return;
+    ex->is_suspended = false;
+    MHD_resume_connection(ex->conn);
+}
+
+static void unwatch(struct exchange *ex)
+{
+    client_watch_free(ex->watch);
+    ex->watch = NULL;
+}
+
+void exchange_reply(struct exchange *ex, int status, const char *content_type, struct strbuf *body)
+{
+    CHECK(ex->state <= EXCHANGE_WAITING);
+    if (body->failed) {
+        strbuf_reset(body);
+        strbuf_addstr(body, "{\"error\":{\"message\":\"out of memory\",\"type\":\"server_error\","
+                            "\"param\":null,\"code\":null}}");
+        status = 500;
+    }
+    strbuf_release(&ex->out);
+    ex->out = *body;
+    strbuf_init(body);
+    ex->status = status;
+    ex->content_type = content_type;
+    ex->state = EXCHANGE_ANSWERED;
+    unwatch(ex); /* its probe must not fall into the answer */
+    wake(ex);
+}
+
+void exchange_reply_json(struct exchange *ex, int status, struct strbuf *body)
+{
+    exchange_reply(ex, status, "application/json", body);
+}
+
+void exchange_reply_error(struct exchange *ex, const struct api_error *e)
+{
+    struct strbuf body = STRBUF_INIT;
+
+    ex->retry_after_s = e->retry_after_s;
+    api_error_write(e, &body);
+    exchange_reply_json(ex, e->status, &body);
+}
+
+struct strbuf *exchange_stream(struct exchange *ex)
+{
+    if (ex->state <= EXCHANGE_WAITING) {
+        ex->state = EXCHANGE_ANSWERED;
+        ex->status = 200;
+        ex->is_stream = true;
+        ex->content_type = "text/event-stream";
+    }
+    return &ex->out;
+}
+
+void exchange_stream_flush(struct exchange *ex)
+{
+    ex->last_out_ns = clock_ns();
+    wake(ex);
+}
+
+void exchange_stream_end(struct exchange *ex)
+{
+    ex->has_ended = true;
+    unwatch(ex);
+    exchange_stream_flush(ex);
+}
+
+static ssize_t read_stream(void *cls, uint64_t pos, char *buf, size_t max)
+{
+    struct exchange *ex = cls;
+    size_t n = ex->out.len - ex->out_at;
+
+    (void)pos;
+    CHECK(ex->magic == EXCHANGE_MAGIC);
+    if (ex->has_left || ex->out.failed)
+        return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (n == 0 && ex->has_ended)
+        return MHD_CONTENT_READER_END_OF_STREAM;
+    if (n == 0) {
+        ex->is_suspended = true;
+        MHD_suspend_connection(ex->conn);
+        return 0;
+    }
+    if (n > max)
+        n = max;
+    memcpy(buf, ex->out.buf + ex->out_at, n);
+    ex->out_at += n;
+    if (ex->out_at == ex->out.len) {
+        strbuf_reset(&ex->out);
+        ex->out_at = 0;
+    }
+    return (ssize_t)n;
+}
+
+static void add_headers(struct exchange *ex, struct MHD_Response *r)
+{
+    char text[32];
+
+    MHD_add_response_header(r, "Content-Type", ex->content_type);
+    MHD_add_response_header(r, "x-request-id", ex->id);
+    MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
+    if (ex->is_stream) {
+        MHD_add_response_header(r, "Cache-Control", "no-cache");
+        MHD_add_response_header(r, "X-Accel-Buffering", "no");
+    }
+    if (ex->retry_after_s > 0) {
+        snprintf(text, sizeof(text), "%d", ex->retry_after_s);
+        MHD_add_response_header(r, "Retry-After", text);
+    }
+    if (ex->status == 405 && ex->match.allow)
+        MHD_add_response_header(r, "Allow", ex->match.allow);
+    if (ex->server->draining)
+        MHD_add_response_header(r, "Connection", "close");
+}
+
+/* Hands the answer to the library. */
+static enum MHD_Result send_answer(struct exchange *ex)
+{
+    int timeout_ms = ex->server->config->write_timeout_ms;
+    struct MHD_Response *r;
+    enum MHD_Result rc;
+    size_t len;
+    char *buf;
+
+    ex->state = EXCHANGE_SENDING;
+    if (ex->is_stream) {
+        r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, ex, NULL);
+    } else {
+        buf = strbuf_detach(&ex->out, &len);
+        r = buf ? MHD_create_response_from_buffer(len, buf, MHD_RESPMEM_MUST_FREE) : NULL;
+        if (!r)
+            free(buf);
+    }
+    if (!r)
+        return MHD_NO;
+    add_headers(ex, r);
+    /* Counts the time without progress, which is what a client that does not read looks like. */
+    MHD_set_connection_option(ex->conn, MHD_CONNECTION_OPTION_TIMEOUT,
+                              (unsigned)(timeout_ms + 999) / 1000);
+    rc = MHD_queue_response(ex->conn, ex->status, r);
+    MHD_destroy_response(r);
+    return rc;
+}
+
+/* The request, until then */
+
+static enum MHD_Result collect_header(void *cls, enum MHD_ValueKind kind, const char *name,
+                                      const char *value)
+{
+    (void)kind;
+    http_head_add(cls, name, value);
+    return MHD_YES;
+}
+
+/* Everything that can be refused without the body. */
+static int check_head(struct exchange *ex, const char *version, struct api_error *e, bool *unsafe)
+{
+    const struct config *config = ex->server->config;
+    const struct route *route = ex->match.route;
+
+    if (http_head_check(&ex->head, version, e, unsafe) < 0)
+        return ERR_INVALID;
+    if (route && ((route->gate == ROUTE_IF_METRICS && !config->metrics) ||
+                  (route->gate == ROUTE_IF_DEBUG && !config->debug_endpoints))) {
+        ex->match.allow = NULL;
+        route = NULL;
+    }
+    if (!route && ex->match.allow)
+        return api_error_set(e, 405, NULL, NULL, "%s does not allow %s; it allows %s.",
+                             ex->target, ex->method, ex->match.allow);
+    if (!route)
+        return api_error_set(e, 404, NULL, NULL, "Nothing is served at %.200s.", ex->target);
+    if (ex->server->draining && route->method == ROUTE_POST)
+        return api_error_set(e, 503, NULL, "shutting_down", "The server is shutting down.");
+    if (ex->head.content_length > config->max_body_bytes)
+        return api_error_set(e, 413, NULL, NULL, "The body has %lld bytes; at most %lld are accepted.",
+                             (long long)ex->head.content_length, (long long)config->max_body_bytes);
+    return 0;
+}
+
+enum MHD_Result exchange_begin(struct exchange *ex, const char *version)
+{
+    struct api_error e = {0};
+    bool unsafe = false;
+
+    MHD_get_connection_values(ex->conn, MHD_HEADER_KIND, collect_header, &ex->head);
+    if (ex->head.request_id[0])
+        memcpy(ex->id, ex->head.request_id, sizeof(ex->id));
+    else
+        make_id(ex->id, sizeof(ex->id));
+    ex->is_http_1_0 = !strcmp(version, "HTTP/1.0");
+    ex->match = router_find(ex->method, ex->target);
+    http_client_enter(ex->client, CLIENT_BODY);
+    if (check_head(ex, version, &e, &unsafe) == 0) {
+        if (ex->head.content_length > 0)
+            strbuf_grow(&ex->body, ex->head.content_length);
+        return MHD_YES;
+    }
+    exchange_reply_error(ex, &e);
+    if (unsafe || ex->head.expects_continue || ex->head.content_length > DISCARD_MAX_BYTES)
+        return send_answer(ex);
+    return MHD_YES;
+}
+
+void exchange_add_body(struct exchange *ex, const char *data, size_t len)
+{
+    struct api_error e = {0};
+
+    if (ex->state != EXCHANGE_READING)
+        return; /* refused; the rest is read for the sake of the answer */
+    strbuf_add(&ex->body, data, len);
+    if ((int64_t)ex->body.len <= ex->server->config->max_body_bytes && !ex->body.failed)
+        return;
+    api_error_set(&e, 413, NULL, NULL, "The body is longer than the %lld bytes that are accepted.",
+                  (long long)ex->server->config->max_body_bytes);
+    strbuf_release(&ex->body);
+    exchange_reply_error(ex, &e);
+}
+
+enum MHD_Result exchange_continue(struct exchange *ex)
+{
+    CHECK(ex->magic == EXCHANGE_MAGIC);
+    if (ex->state == EXCHANGE_READING) {
+        http_client_enter(ex->client, CLIENT_BUSY);
+        ex->state = EXCHANGE_WAITING;
+        ex->match.route->handle(ex);
+    }
+    if (ex->has_left)
+        return MHD_NO;
+    if (ex->state == EXCHANGE_ANSWERED) {
+        http_client_enter(ex->client, CLIENT_BUSY);
+        return send_answer(ex);
+    }
+    ex->is_suspended = true;
+    MHD_suspend_connection(ex->conn);
+    return MHD_YES;
+}
+
+static void on_client_gone(void *arg)
+{
+    struct exchange *ex = arg;
+
+    CHECK(ex->magic == EXCHANGE_MAGIC);
+    if (ex->has_left || !ex->generation)
+        return;
+    ex->has_left = true;
+    ex->server->metrics.n_clients_left++;
+    generation_abandon(ex->generation);
+    wake(ex);
+}
+
+void exchange_watch(struct exchange *ex, bool for_stream)
+{
+    enum client_fin fin = for_stream         ? CLIENT_FIN_LEAVES
+                          : ex->is_http_1_0 ? CLIENT_FIN_STAYS
+                                            : CLIENT_FIN_PROBE;
+
+    if (ex->watch || ex->client->fd < 0)
+        return;
+    ex->watch = client_watch_new(ex->server->uv, ex->client->fd, fin, on_client_gone, ex);
+    if (!ex->watch)
+        log_warn("%s: no descriptor left to watch the client with", ex->id);
+}
+
+void exchange_sweep(struct exchange *ex, int64_t now_ns)
+{
+    int64_t every_ns = ex->server->config->sse_ping_ms * INT64_C(1000000);
+
+    if (every_ns == 0 || !ex->generation || ex->has_ended || now_ns - ex->last_out_ns < every_ns)
+        return;
+    if (ex->state == EXCHANGE_WAITING && !generation_streams(ex->generation))
+        return;
+    if (ex->out.len > 0)
+        return; /* it is the client that is silent */
+    sse_ping(exchange_stream(ex));
+    exchange_stream_flush(ex);
+}

@@ -1,0 +1,240 @@
+/*
+ * generation_write - choices to JSON. A chunk is a whole answer's choice, only smaller; what is
+ * added by an event and what is written is decided here, how it is spelt in openai_json.c.
+ */
+#include "server/generation_write.h"
+
+#include "base/clock.h"
+#include "engine/engine.h"
+#include "server/generation.h"
+#include "server/http_server.h"
+#include "server/sse.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+static void make_id(char *out, size_t size, const char *prefix)
+{
+    unsigned char r[12] = {0};
+    int n = snprintf(out, size, "%s-", prefix);
+
+    if (getrandom(r, sizeof(r), GRND_NONBLOCK) < 0)
+        memset(r, 0, sizeof(r));
+    for (size_t i = 0; i < sizeof(r); i++)
+        n += snprintf(out + n, size - n, "%02x", r[i]);
+}
+
+void generation_write_head(struct generation *g)
+{
+    bool is_chat = g->api == API_CHAT;
+    char id[48];
+    struct openai_head head = {
+        .id = id,
+        .model = g->server->info->model_id,
+        .fingerprint = g->server->info->fingerprint,
+        .created = clock_unix_ms() / 1000,
+    };
+
+    make_id(id, sizeof(id), is_chat ? "chatcmpl" : "cmpl");
+    if (!is_chat)
+        head.object = "text_completion";
+    else
+        head.object = g->params.stream ? "chat.completion.chunk" : "chat.completion";
+    openai_write_head(&g->head, &head);
+}
+
+static int token_bytes(void *arg, int32_t id, struct strbuf *out)
+{
+    return engine_token_bytes(arg, id, out);
+}
+
+static void add_prompt(struct choice *c, const struct engine_event *ev,
+                       const struct token_speller *speller)
+{
+    const struct openai_params *p = &c->generation->params;
+
+    for (int i = 0; i < ev->n_prompt_tokens; i++) {
+        if (p->echo && p->n_logprobs >= 0)
+            logprob_list_add(&c->logprobs, &ev->prompt_tokens[i], p->n_logprobs, speller);
+        if (p->n_prompt_logprobs >= 0)
+            openai_add_prompt_logprob(&c->prompt_logprobs, &ev->prompt_tokens[i], speller);
+    }
+}
+
+void generation_add_event(struct choice *c, const struct engine_event *ev)
+{
+    struct generation *g = c->generation;
+    const struct openai_params *p = &g->params;
+    struct token_speller speller = {.bytes = token_bytes,
+                                    .arg = g->server->engine,
+                                    .as_ids = p->tokens_as_ids,
+                                    .silent_id = g->server->info->bos_id};
+
+    if (!c->has_echoed && p->echo)
+        strbuf_add(&c->text, g->prompts[c->prompt_idx].echo.buf, g->prompts[c->prompt_idx].echo.len);
+    c->has_echoed = true;
+    if (ev->prompt_tokens)
+        add_prompt(c, ev, &speller);
+    strbuf_add(&c->text, ev->text, ev->text_len);
+    for (int i = 0; i < ev->n_tokens; i++) {
+        const struct engine_token *t = &ev->tokens[i];
+        /* The bytes of a chat answer's tokens spell its text, which the stop token is no part of. */
+        bool is_end = ev->finish == FINISH_STOP && i + 1 == ev->n_tokens && t->id == ev->stop_token;
+
+        if (p->sampling.n_logprobs >= 0 && !(is_end && g->api == API_CHAT))
+            logprob_list_add(&c->logprobs, t, p->sampling.n_logprobs, &speller);
+        if (p->return_token_ids)
+            openai_add_id(&c->token_ids, t->id);
+    }
+    c->finish = ev->finish;
+    for (int i = 0; i < p->sampling.n_stop_ids; i++) {
+        if (p->sampling.stop_ids[i] == ev->stop_token)
+            c->stop_token = ev->stop_token; /* one that the client named; EOS needs no naming */
+    }
+    if (ev->stop_string)
+        c->stop_string = arena_strndup(&g->arena, ev->stop_string, strlen(ev->stop_string));
+}
+
+static const char *finish_word(enum finish_reason reason)
+{
+    return reason == FINISH_NONE ? NULL : reason == FINISH_STOP ? "stop" : "length";
+}
+
+/* What the choice has to say; the finish reason and the prompt's ids are the caller's to add. */
+static struct openai_piece piece_of(struct choice *c)
+{
+    const struct openai_params *p = &c->generation->params;
+
+    return (struct openai_piece){
+        .index = c->index,
+        .text = c->text.buf,
+        .text_len = c->text.len,
+        .logprobs = p->sampling.n_logprobs >= 0 ? &c->logprobs : NULL,
+        .token_ids = p->return_token_ids ? &c->token_ids : NULL,
+        .stop_string = c->stop_string,
+        .stop_token = c->stop_token,
+    };
+}
+
+static void write_chunk(struct choice *c, const struct openai_piece *piece, struct strbuf *out)
+{
+    struct generation *g = c->generation;
+
+    sse_begin(out);
+    strbuf_add(out, g->head.buf, g->head.len);
+    if (g->api == API_CHAT)
+        openai_write_delta_choice(out, piece);
+    else
+        openai_write_text_choice(out, piece);
+    if (g->params.continuous_usage) {
+        strbuf_addstr(out, "],\"usage\":");
+        openai_write_usage(out, &g->usage);
+        strbuf_addch(out, '}');
+    } else {
+        strbuf_addstr(out, g->params.include_usage ? "],\"usage\":null}" : "]}");
+    }
+    sse_end(out);
+}
+
+/* The first delta of a message: its role and nothing said yet. */
+static void write_role(struct choice *c, struct strbuf *out)
+{
+    struct generation *g = c->generation;
+    struct openai_piece piece = {.index = c->index, .text = "", .with_role = true, .stop_token = -1};
+
+    if (g->params.return_token_ids)
+        piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
+    write_chunk(c, &piece, out);
+}
+
+static bool has_news(const struct choice *c)
+{
+    return c->text.len > 0 || c->logprobs.n > 0 || c->token_ids.len > 0;
+}
+
+bool generation_has_chunk(const struct choice *c)
+{
+    return has_news(c) || c->finish != FINISH_NONE;
+}
+
+static void write_chat_chunks(struct choice *c, struct strbuf *out)
+{
+    struct openai_piece piece = piece_of(c);
+    struct openai_piece last = {.index = c->index,
+                                .finish_reason = finish_word(c->finish),
+                                .stop_string = c->stop_string,
+                                .stop_token = c->stop_token};
+
+    if (!c->has_begun)
+        write_role(c, out);
+    if (has_news(c))
+        write_chunk(c, &piece, out);
+    if (last.finish_reason)
+        write_chunk(c, &last, out);
+}
+
+void generation_write_chunks(struct choice *c, struct strbuf *out)
+{
+    struct generation *g = c->generation;
+    struct openai_piece piece;
+
+    if (g->api == API_CHAT) {
+        write_chat_chunks(c, out);
+    } else {
+        piece = piece_of(c);
+        piece.finish_reason = finish_word(c->finish);
+        if (g->params.return_token_ids && !c->has_begun)
+            piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
+        write_chunk(c, &piece, out);
+    }
+    c->has_begun = true;
+    strbuf_reset(&c->text);
+    strbuf_reset(&c->token_ids);
+}
+
+void generation_write_stream_end(struct generation *g, struct strbuf *out)
+{
+    if (g->params.include_usage) {
+        sse_begin(out);
+        strbuf_add(out, g->head.buf, g->head.len);
+        strbuf_addstr(out, "],\"usage\":");
+        openai_write_usage(out, &g->usage);
+        strbuf_addch(out, '}');
+        sse_end(out);
+    }
+    sse_done(out);
+}
+
+void generation_write_error(struct strbuf *out, const struct api_error *e)
+{
+    sse_begin(out);
+    api_error_write(e, out);
+    sse_end(out);
+    sse_done(out);
+}
+
+void generation_write_body(struct generation *g, struct strbuf *out)
+{
+    strbuf_add(out, g->head.buf, g->head.len);
+    for (int i = 0; i < g->n_choices; i++) {
+        struct choice *c = &g->choices[i];
+        struct openai_piece piece = piece_of(c);
+
+        piece.finish_reason = finish_word(c->finish);
+        if (g->params.return_token_ids)
+            piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
+        if (g->params.n_prompt_logprobs >= 0)
+            piece.prompt_logprobs = &c->prompt_logprobs;
+        if (i > 0)
+            strbuf_addch(out, ',');
+        if (g->api == API_CHAT)
+            openai_write_message_choice(out, &piece);
+        else
+            openai_write_text_choice(out, &piece);
+        out->failed |= c->text.failed;
+    }
+    strbuf_addstr(out, "],\"usage\":");
+    openai_write_usage(out, &g->usage);
+    strbuf_addch(out, '}');
+}

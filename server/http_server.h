@@ -1,0 +1,71 @@
+/*
+ * http_server - the listening socket, the libmicrohttpd daemon, its connections and their deadlines.
+ *
+ * Loop thread only. It owns every connection's struct http_client; the exchanges on them own
+ * themselves until libmicrohttpd reports their end.
+ */
+#ifndef HTTP_SERVER_H
+#define HTTP_SERVER_H
+
+#include "server/http_loop.h"
+#include "server/metrics.h"
+#include "server/openai_params.h"
+
+struct config;
+struct engine;
+struct engine_bridge;
+struct exchange;
+struct generation;
+
+enum client_phase {
+    CLIENT_IDLE, /* between two requests */
+    CLIENT_HEAD,
+    CLIENT_BODY,
+    CLIENT_BUSY  /* being answered: deadlines of its own */
+};
+
+/* One connection. */
+struct http_client {
+    struct http_client *prev, *next;
+    int fd;
+    enum client_phase phase;
+    int64_t since_ns; /* when the phase began */
+    char addr[64];
+};
+
+struct http_server {
+    const struct config *config;
+    struct engine *engine;
+    const struct engine_info *info;
+    struct engine_bridge *bridge;
+    struct openai_limits limits;
+    struct metrics metrics;
+    uv_loop_t *uv;
+    struct http_loop loop;
+    struct MHD_Daemon *daemon;
+    uv_timer_t sweep;
+    int listen_fd, port;
+    char address[96]; /* as in a URL */
+    bool draining;    /* new requests are refused */
+    struct http_client *clients;
+    struct exchange *exchanges;
+};
+
+/*
+ * Listens and starts serving. s->config, engine, info, bridge and uv are set by the caller and
+ * borrowed. ERR_IO when the address cannot be had.
+ */
+int http_server_open(struct http_server *s, struct err *err);
+
+/* Stops listening; running exchanges go on, new requests on open connections get 503. */
+void http_server_drain(struct http_server *s);
+
+/* Cuts every connection that is still open; their exchanges end within a turn of the loop. */
+void http_server_cut(struct http_server *s);
+
+/* After the last exchange has ended. The loop must turn once more. Accepts a zeroed server. */
+void http_server_close(struct http_server *s);
+
+void http_client_enter(struct http_client *c, enum client_phase phase);
+
+#endif

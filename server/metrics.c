@@ -1,0 +1,238 @@
+/*
+ * metrics - histograms and the Prometheus page. Edges are those of vLLM so that dashboards fit, with
+ * finer ones below: a small model on a fast device takes far less than 10 ms a token.
+ */
+#include "server/metrics.h"
+
+#include "base/build_info.h"
+#include "base/strbuf.h"
+#include "engine/engine.h"
+#include "server/router.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const double ttft_edges[] = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
+                                    0.1,    0.25,  0.5,   0.75,  1,    2.5,  5,    7.5,  10,
+                                    20,     40,    80,    160,   640,  2560, 0};
+static const double itl_edges[] = {0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01,
+                                   0.025,  0.05,  0.075,  0.1,   0.15,  0.2,   0.3,   0.4,    0.5,
+                                   0.75,   1,     2.5,    5,     7.5,   10,    20,    40,     80,
+                                   0};
+static const double e2e_edges[] = {0.005, 0.02, 0.1, 0.3, 0.5, 0.8, 1,   1.5, 2,   2.5, 5,
+                                   10,    15,   20,  30,  40,  50,  60,  120, 240, 480, 960,
+                                   1920,  7680, 0};
+static const double count_edges[] = {1,    2,    5,     10,    20,    50,     100,    200,     500,
+                                     1000, 2000, 5000,  10000, 20000, 50000,  100000, 200000,  500000,
+                                     1e6,  0};
+
+static const int statuses[METRICS_N_STATUS] = {200, 400, 401, 403, 404, 405, 408, 413,
+                                               415, 429, 499, 500, 501, 503, 505, 0};
+
+static void observe(struct histogram *h, const double *edges, double value, int64_t times)
+{
+    int i = 0;
+
+    while (edges[i] > 0 && value > edges[i])
+        i++;
+    h->counts[edges[i] > 0 ? i : METRICS_MAX_EDGES] += times;
+    h->n += times;
+    h->sum += value * times;
+}
+
+void metrics_count_response(struct metrics *m, int route_idx, int status)
+{
+    int i = 0;
+
+    while (i < METRICS_N_STATUS - 1 && statuses[i] != status)
+        i++;
+    m->responses[route_idx][i]++;
+}
+
+void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64_t prev_token_ns)
+{
+    int n_gaps = prev_token_ns ? ev->n_tokens : ev->n_tokens - 1;
+    int64_t since = prev_token_ns ? prev_token_ns : ev->first_token_ns;
+
+    if (!prev_token_ns && ev->n_tokens > 0 && ev->first_token_ns)
+        observe(&m->ttft, ttft_edges, (ev->first_token_ns - ev->submit_ns) * 1e-9, 1);
+    if (n_gaps > 0 && ev->last_token_ns > since)
+        observe(&m->itl, itl_edges, (ev->last_token_ns - since) * 1e-9 / n_gaps, n_gaps);
+    if (ev->finish != FINISH_STOP && ev->finish != FINISH_LENGTH)
+        return;
+    if (ev->last_token_ns)
+        observe(&m->e2e, e2e_edges, (ev->last_token_ns - ev->submit_ns) * 1e-9, 1);
+    if (ev->start_ns)
+        observe(&m->queue, e2e_edges, (ev->start_ns - ev->submit_ns) * 1e-9, 1);
+    observe(&m->prompt_len, count_edges, ev->n_prompt_tokens, 1);
+    observe(&m->output_len, count_edges, ev->n_completion_tokens, 1);
+}
+
+/* A label value: backslash, quote and newline are escaped, other bytes go as they are. */
+static void add_label_value(struct strbuf *out, const char *s)
+{
+    strbuf_addch(out, '"');
+    for (; *s; s++) {
+        if (*s == '\\' || *s == '"')
+            strbuf_addch(out, '\\');
+        if (*s == '\n')
+            strbuf_addstr(out, "\\n");
+        else
+            strbuf_addch(out, *s);
+    }
+    strbuf_addch(out, '"');
+}
+
+static void begin_family(struct strbuf *out, const char *name, const char *kind, const char *help)
+{
+    strbuf_addf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind);
+}
+
+static void write_value(struct strbuf *out, const char *name, const char *kind, const char *help,
+                        const char *labels, double value)
+{
+    begin_family(out, name, kind, help);
+    strbuf_addf(out, "%s{%s} %.15g\n", name, labels, value);
+}
+
+static void write_histogram(struct strbuf *out, const char *name, const char *help,
+                            const char *labels, const struct histogram *h, const double *edges)
+{
+    int64_t n = 0;
+
+    begin_family(out, name, "histogram", help);
+    for (int i = 0; edges[i] > 0; i++) {
+        n += h->counts[i];
+        strbuf_addf(out, "%s_bucket{%s,le=\"%.10g\"} %lld\n", name, labels, edges[i], (long long)n);
+    }
+    strbuf_addf(out, "%s_bucket{%s,le=\"+Inf\"} %lld\n", name, labels, (long long)h->n);
+    strbuf_addf(out, "%s_sum{%s} %.15g\n", name, labels, h->sum);
+    strbuf_addf(out, "%s_count{%s} %lld\n", name, labels, (long long)h->n);
+}
+
+/* Each series under its own name and, where vLLM has it too, under that one. */
+static void write_table(struct strbuf *out, const struct metrics *m, const struct engine_stats *s,
+                        const char *own, const char *vllm)
+{
+    const char *alias;
+
+#define METRIC(kind, name, alias_name, help, value)                                                \
+    write_value(out, name, kind, help, own, (double)(value));                                      \
+    alias = alias_name;                                                                            \
+    if (alias)                                                                                     \
+        write_value(out, alias, kind, "Alias of " name ".", vllm, (double)(value));
+#define COUNTER(member, name, alias_name, help)                                                    \
+    METRIC("counter", name, alias_name, help, m->member)
+#define HISTOGRAM(member, name, alias_name, help, edges)                                           \
+    write_histogram(out, name, help, own, &m->member, edges);                                      \
+    alias = alias_name;                                                                            \
+    if (alias)                                                                                     \
+        write_histogram(out, alias, "Alias of " name ".", vllm, &m->member, edges);
+#include "server/metrics_table.h"
+}
+
+static void write_finished(struct strbuf *out, const struct engine_stats *s, const char *own,
+                           const char *vllm)
+{
+    static const struct {
+        enum finish_reason reason;
+        const char *word;
+    } reasons[] = {{FINISH_STOP, "stop"},
+                   {FINISH_LENGTH, "length"},
+                   {FINISH_CANCELED, "abort"},
+                   {FINISH_ERROR, "error"}};
+    static const char *const names[] = {"spand_request_success_total",
+                                        "vllm:request_success_total"};
+
+    for (int k = 0; k < 2; k++) {
+        begin_family(out, names[k], "counter", "Sequences that ended, by reason.");
+        for (int i = 0; i < 4; i++)
+            strbuf_addf(out, "%s{%s,finished_reason=\"%s\"} %lld\n", names[k], k ? vllm : own,
+                        reasons[i].word, (long long)s->n_finished[reasons[i].reason]);
+    }
+}
+
+static void write_responses(struct strbuf *out, const struct metrics *m)
+{
+    begin_family(out, "spand_http_responses_total", "counter", "Answers by route and status.");
+    for (int r = 0; r < router_count() && r < METRICS_MAX_ROUTES; r++) {
+        for (int i = 0; i < METRICS_N_STATUS; i++) {
+            if (m->responses[r][i] == 0)
+                continue;
+            strbuf_addf(out, "spand_http_responses_total{route=\"%s\",code=\"%d\"} %lld\n",
+                        router_name(r), statuses[i], (long long)m->responses[r][i]);
+        }
+    }
+}
+
+static void write_ops(struct strbuf *out, const struct engine_stats *s)
+{
+    static const char *const names[] = {"spand_op_calls_total", "spand_op_seconds_total",
+                                        "spand_op_bytes_total", "spand_op_flops_total"};
+    static const char *const helps[] = {"Calls of a backend op.", "Time spent in it.",
+                                        "Bytes it had to move.", "Operations it had to do."};
+
+    for (int k = 0; k < 4 && s->n_ops > 0; k++) {
+        begin_family(out, names[k], "counter", helps[k]);
+        for (int i = 0; i < s->n_ops; i++) {
+            double v[] = {s->ops[i].n_calls, s->ops[i].ns * 1e-9, s->ops[i].bytes,
+                          s->ops[i].flops};
+
+            strbuf_addf(out, "%s{op=\"%s\"} %.15g\n", names[k], s->ops[i].name, v[k]);
+        }
+    }
+}
+
+/* The picker takes the page size and count from these labels, under vLLM's words for them. */
+static void write_infos(struct strbuf *out, const struct engine_stats *s,
+                        const struct engine_info *i, const char *vllm)
+{
+    begin_family(out, "spand_build_info", "gauge", "Which build serves which model.");
+    strbuf_addf(out, "spand_build_info{version=\"%s\",commit=\"%s\",model_name=", build_version(),
+                build_commit());
+    add_label_value(out, i->model_id);
+    strbuf_addstr(out, ",plan=");
+    add_label_value(out, i->plan ? i->plan : "");
+    strbuf_addstr(out, ",device=");
+    add_label_value(out, i->device ? i->device : "");
+    strbuf_addf(out, ",dtype=\"%s\"} 1\n", i->dtype ? i->dtype : "");
+    begin_family(out, "vllm:cache_config_info", "gauge", "Size of the key-value cache.");
+    strbuf_addf(out,
+                "vllm:cache_config_info{%s,block_size=\"64\",num_gpu_blocks=\"%lld\","
+                "cache_dtype=\"auto\",enable_prefix_caching=\"False\"} 1\n",
+                vllm, (long long)s->pages_total);
+}
+
+static void write_process(struct strbuf *out)
+{
+    FILE *f = fopen("/proc/self/statm", "r");
+    long long total = 0, resident = 0;
+
+    if (!f)
+        return;
+    if (fscanf(f, "%lld %lld", &total, &resident) == 2)
+        write_value(out, "process_resident_memory_bytes", "gauge", "Resident memory.",
+                    "process=\"spand\"", (double)resident * sysconf(_SC_PAGESIZE));
+    fclose(f);
+}
+
+void metrics_write(const struct metrics *m, const struct engine_stats *s,
+                   const struct engine_info *i, struct strbuf *out)
+{
+    struct strbuf own = STRBUF_INIT;
+    struct strbuf vllm = STRBUF_INIT;
+
+    strbuf_addstr(&own, "model_name=");
+    add_label_value(&own, i->model_id);
+    strbuf_addf(&vllm, "engine=\"0\",%s", own.buf);
+    write_table(out, m, s, own.buf, vllm.buf);
+    write_finished(out, s, own.buf, vllm.buf);
+    write_responses(out, m);
+    write_ops(out, s);
+    write_infos(out, s, i, vllm.buf);
+    write_process(out);
+    out->failed |= own.failed | vllm.failed;
+    strbuf_release(&own);
+    strbuf_release(&vllm);
+}

@@ -1,0 +1,45 @@
+/*
+ * metrics - what the loop thread counts, and the page that Prometheus reads.
+ *
+ * Loop thread only: plain numbers, no atomics. What the engine counts is added from its snapshot
+ * when the page is written.
+ */
+#ifndef METRICS_H
+#define METRICS_H
+
+#include <stdint.h>
+
+struct engine_event;
+struct engine_info;
+struct engine_stats;
+struct strbuf;
+
+#define METRICS_MAX_EDGES  32
+#define METRICS_MAX_ROUTES 24
+#define METRICS_N_STATUS   16
+
+struct histogram {
+    int64_t counts[METRICS_MAX_EDGES + 1]; /* not cumulative; the last one is above every edge */
+    int64_t n;
+    double sum;
+};
+
+struct metrics {
+#define COUNTER(member, name, alias, help)          int64_t member;
+#define HISTOGRAM(member, name, alias, help, edges) struct histogram member;
+#include "server/metrics_table.h"
+    int64_t n_parked, n_connections, n_exchanges; /* gauges */
+    int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];
+};
+
+/* An answer of the route with that index (router.h) was sent, or given up. */
+void metrics_count_response(struct metrics *m, int route_idx, int status);
+
+/* News of a sequence. prev_token_ns: the time of its last token before this event, 0 if none. */
+void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64_t prev_token_ns);
+
+/* The whole page, in the text format 0.0.4. */
+void metrics_write(const struct metrics *m, const struct engine_stats *s,
+                   const struct engine_info *i, struct strbuf *out);
+
+#endif

@@ -1,0 +1,73 @@
+/*
+ * metrics_table - every series of /metrics, once. There is no guard on purpose: metrics.c includes
+ * this file twice, with its own meaning for the three macros.
+ *
+ *     METRIC(kind, name, alias, help, value)    a number read when the page is asked for
+ *     COUNTER(member, name, alias, help)        a number that the loop thread counts
+ *     HISTOGRAM(member, name, alias, help, edges)
+ *
+ * alias is the name under which vLLM has the same thing, or NULL. Dashboards and the endpoint
+ * pickers of Kubernetes know those names; beside them each series has a name of its own.
+ * `value` may use s (struct engine_stats), i (struct engine_info) and m (struct metrics).
+ */
+#ifndef METRIC
+#define METRIC(kind, name, alias, help, value)
+#endif
+#ifndef COUNTER
+#define COUNTER(member, name, alias, help)
+#endif
+#ifndef HISTOGRAM
+#define HISTOGRAM(member, name, alias, help, edges)
+#endif
+
+METRIC("gauge", "spand_requests_running", "vllm:num_requests_running",
+       "Sequences that have a seat in the batch.", s->n_running)
+METRIC("gauge", "spand_requests_waiting", "vllm:num_requests_waiting",
+       "Requests that wait for a seat.", s->n_waiting + m->n_parked)
+METRIC("gauge", "spand_tokens_waiting", NULL, "Prompt tokens of the waiting requests.",
+       s->waiting_tokens)
+METRIC("gauge", "spand_kv_usage_ratio", "vllm:kv_cache_usage_perc",
+       "Share of the key-value pages that are taken, 0 to 1.",
+       s->pages_total ? (double)s->pages_used / s->pages_total : 0)
+METRIC("gauge", "spand_kv_pages", NULL, "Pages of the key-value pool.", s->pages_total)
+METRIC("gauge", "spand_kv_pages_used", NULL, "Pages that sequences hold.", s->pages_used)
+METRIC("gauge", "spand_healthy", NULL, "1 while the engine makes progress.", s->healthy)
+METRIC("counter", "spand_steps_total", NULL, "Steps of the engine.", s->n_steps)
+METRIC("counter", "spand_step_seconds_total", NULL, "Time spent in steps.", s->step_ns * 1e-9)
+METRIC("counter", "spand_prefill_seconds_total", NULL, "Time spent on steps with prompt rows.",
+       s->prefill_ns * 1e-9)
+METRIC("counter", "spand_decode_seconds_total", NULL, "Time spent on steps of decode rows alone.",
+       s->decode_ns * 1e-9)
+METRIC("counter", "spand_preemptions_total", "vllm:num_preemptions_total",
+       "Sequences that lost their seat to others.", s->n_preemptions)
+METRIC("counter", "spand_prompt_tokens_total", "vllm:prompt_tokens_total",
+       "Prompt tokens computed.", s->prompt_tokens)
+METRIC("counter", "spand_generation_tokens_total", "vllm:generation_tokens_total",
+       "Tokens generated.", s->generation_tokens)
+METRIC("counter", "spand_requests_submitted_total", NULL, "Sequences given to the engine.",
+       s->n_submitted)
+METRIC("counter", "spand_requests_rejected_total", NULL, "Sequences the engine refused.",
+       s->n_rejected)
+METRIC("gauge", "spand_connections", NULL, "Open connections.", m->n_connections)
+METRIC("gauge", "spand_exchanges", NULL, "HTTP requests that are being served.", m->n_exchanges)
+COUNTER(n_clients_left, "spand_clients_left_total", NULL,
+        "Clients that left before their answer was complete.")
+COUNTER(n_write_timeouts, "spand_timeouts_total", NULL,
+        "Connections closed because the client was too slow.")
+
+HISTOGRAM(ttft, "spand_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
+          "From submission to the first token.", ttft_edges)
+HISTOGRAM(itl, "spand_inter_token_latency_seconds", "vllm:inter_token_latency_seconds",
+          "Between two tokens of a sequence.", itl_edges)
+HISTOGRAM(e2e, "spand_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds",
+          "From submission to the last token.", e2e_edges)
+HISTOGRAM(queue, "spand_request_queue_time_seconds", "vllm:request_queue_time_seconds",
+          "From submission to a seat in the batch.", e2e_edges)
+HISTOGRAM(prompt_len, "spand_request_prompt_tokens", "vllm:request_prompt_tokens",
+          "Prompt tokens of a sequence.", count_edges)
+HISTOGRAM(output_len, "spand_request_generation_tokens", "vllm:request_generation_tokens",
+          "Generated tokens of a sequence.", count_edges)
+
+#undef METRIC
+#undef COUNTER
+#undef HISTOGRAM
