@@ -4,6 +4,7 @@
 #include "base/strbuf.h"
 
 #include "base/check.h"
+#include "base/text.h"
 
 #include <stdint.h>
 #include <stdio.h>
@@ -160,45 +161,6 @@ char *strbuf_detach(struct strbuf *sb, size_t *len)
     return s;
 }
 
-/*
- * Length of the well-formed UTF-8 sequence at s, or 0 with *skip set to the bytes that one
- * U+FFFD stands for (the longest prefix of a sequence, at least 1: Unicode section 3.9).
- */
-static size_t utf8_len(const unsigned char *s, size_t n, size_t *skip)
-{
-    unsigned char lo = 0x80, hi = 0xbf;
-    size_t want;
-
-    *skip = 1;
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] >= 0xc2 && s[0] <= 0xdf)
-        want = 2;
-    else if (s[0] >= 0xe0 && s[0] <= 0xef)
-        want = 3;
-    else if (s[0] >= 0xf0 && s[0] <= 0xf4)
-        want = 4;
-    else
-        return 0;
-    /* No overlong forms, no surrogates, nothing above U+10FFFF. */
-    if (s[0] == 0xe0)
-        lo = 0xa0;
-    else if (s[0] == 0xed)
-        hi = 0x9f;
-    else if (s[0] == 0xf0)
-        lo = 0x90;
-    else if (s[0] == 0xf4)
-        hi = 0x8f;
-    for (size_t i = 1; i < want; i++) {
-        if (i >= n || s[i] < lo || s[i] > hi)
-            return 0;
-        *skip = i + 1;
-        lo = 0x80;
-        hi = 0xbf;
-    }
-    return want;
-}
-
 static void add_json_ascii(struct strbuf *sb, unsigned char c)
 {
     switch (c) {
@@ -252,7 +214,7 @@ void strbuf_add_json(struct strbuf *sb, const char *s, size_t len)
             add_json_ascii(sb, *p++);
             continue;
         }
-        n = utf8_len(p, end - p, &skip);
+        n = text_char_len((const char *)p, end - p, &skip);
         if (n) {
             strbuf_add(sb, p, n);
             p += n;

@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/strbuf.h"
+#include "base/text.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -286,6 +287,8 @@ static int set_string(const struct config_key *key, char **at, const char *text,
         return refuse(key, text, "is empty", source, err);
     if ((double)len > key->max)
         return refuse(key, text, "is too long", source, err);
+    if (!text_is_utf8(text, len))
+        return refuse(key, text, "is not UTF-8", source, err);
     for (size_t i = 0; i < sizeof(syntaxes) / sizeof(syntaxes[0]); i++) {
         if (strcmp(key->name, syntaxes[i].key) == 0 && !syntaxes[i].holds(text))
             return refuse(key, text, "is unknown", source, err);

@@ -311,6 +311,7 @@ static const struct {
     {"--plan-length=many", "is unknown"},
     {"--model=", "--model: \"\" is empty, want a path of 1..4096 bytes"},
     {"--host=", "is empty"},
+    {"--host=a\xff", "is not UTF-8"},
 };
 
 /* Each mistake is refused with the flag, the value, and what is wanted. */
