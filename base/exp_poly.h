@@ -48,7 +48,11 @@ EXP_POLY_FN float exp_poly(float x)
     p = fmaf(p, f, 6.93147182e-1f);
     p = fmaf(p, f, 1.0f);
     scale.bits = (uint32_t)((int)n + 127) << 23;
+#ifdef __CUDA_ARCH__
+    return __fmul_rn(p, scale.value); /* nvcc would fuse a plain product with the caller's sum */
+#else
     return p * scale.value;
+#endif
 }
 
 /* exp(x) in units of 2^-40, x <= 0: sums of up to 2^23 of them stay below 2^63. */
