@@ -1,0 +1,386 @@
+/*
+ * cpu_vec - one vector of floats, as wide as the instruction set of the including file has it.
+ *
+ * Included by the _avx2, _avx512, ... files and by the plain one, where the compiler's own vectors
+ * become SSE2 on x86-64 and whatever there is elsewhere. The operators + - * work on all of them.
+ */
+#ifndef CPU_VEC_H
+#define CPU_VEC_H
+
+#include "base/dtype.h"
+#include "base/exp_poly.h"
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define VEC_FN static inline __attribute__((always_inline, unused))
+
+#if defined(__AVX512F__)
+
+#define VW 16 /* floats in a vector */
+typedef __m512 vf;
+typedef __m512i vi;
+
+VEC_FN vf v_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+VEC_FN void v_store(float *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
+VEC_FN vf v_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+VEC_FN vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+VEC_FN vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+} /* b where either is NaN */
+VEC_FN vf v_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+VEC_FN vf v_abs(vf a)
+{
+    return _mm512_abs_ps(a);
+}
+VEC_FN vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+VEC_FN vf v_load_bf16(const uint16_t *p)
+{
+    __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+}
+VEC_FN vf v_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+VEC_FN vi vi_load(const int32_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+VEC_FN vi vi_set1(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+/* x where lo <= j <= hi or j < sink, else -infinity: the mask of attention. */
+VEC_FN vf v_mask_span(vf x, vi j, vi sink, vi lo, vi hi)
+{
+    __mmask16 seen = (__mmask16)(_mm512_cmp_epi32_mask(j, lo, _MM_CMPINT_NLT) |
+                                 _mm512_cmp_epi32_mask(j, sink, _MM_CMPINT_LT));
+
+    seen &= _mm512_cmp_epi32_mask(j, hi, _MM_CMPINT_LE);
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, x);
+}
+VEC_FN uint32_t v_ge_bits(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+}
+VEC_FN vf v_select_ge(vf a, vf b, vf yes, vf no)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), no, yes);
+}
+VEC_FN vf v_round(vf x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
+}
+VEC_FN vf v_exp2i(vf n) /* 2^n for integral n in -126..127 */
+{
+    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+VEC_FN vf v_where_gt(vf a, vf b, vf x) /* x where a > b, else 0 */
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x);
+}
+
+#elif defined(__AVX2__)
+
+#define VW 8
+typedef __m256 vf;
+typedef __m256i vi;
+
+VEC_FN vf v_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+VEC_FN void v_store(float *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
+VEC_FN vf v_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+VEC_FN vf v_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+VEC_FN vf v_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+VEC_FN vf v_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+VEC_FN vf v_abs(vf a)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
+VEC_FN vf v_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+VEC_FN vf v_load_bf16(const uint16_t *p)
+{
+    __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+
+    return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+}
+VEC_FN vf v_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+VEC_FN vi vi_load(const int32_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+VEC_FN vi vi_set1(int32_t x)
+{
+    return _mm256_set1_epi32(x);
+}
+VEC_FN vf v_mask_span(vf x, vi j, vi sink, vi lo, vi hi)
+{
+    __m256i unseen = _mm256_andnot_si256(_mm256_cmpgt_epi32(sink, j), _mm256_cmpgt_epi32(lo, j));
+
+    unseen = _mm256_or_si256(unseen, _mm256_cmpgt_epi32(j, hi));
+    return _mm256_blendv_ps(x, _mm256_set1_ps(-INFINITY), _mm256_castsi256_ps(unseen));
+}
+VEC_FN uint32_t v_ge_bits(vf a, vf b)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
+VEC_FN vf v_select_ge(vf a, vf b, vf yes, vf no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
+VEC_FN vf v_round(vf x)
+{
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+VEC_FN vf v_exp2i(vf n)
+{
+    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+
+    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+VEC_FN vf v_where_gt(vf a, vf b, vf x)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), x);
+}
+
+#else
+
+#define VW 4
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+
+VEC_FN vf v_load(const float *p)
+{
+    vf x;
+
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+VEC_FN void v_store(float *p, vf x)
+{
+    memcpy(p, &x, sizeof(x));
+}
+VEC_FN vf v_set1(float x)
+{
+    return (vf){x, x, x, x};
+}
+VEC_FN vf v_fma(vf a, vf b, vf c)
+{
+    return a * b + c;
+} /* two roundings: no fused one to be had */
+VEC_FN vf v_pick(vi mask, vf yes, vf no)
+{
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
+VEC_FN vf v_max(vf a, vf b)
+{
+    return v_pick(a > b, a, b);
+}
+VEC_FN vf v_min(vf a, vf b)
+{
+    return v_pick(a < b, a, b);
+}
+VEC_FN vf v_abs(vf a)
+{
+    return (vf)((vi)a & 0x7fffffff);
+}
+VEC_FN vf v_div(vf a, vf b)
+{
+    return a / b;
+}
+VEC_FN vf v_load_bf16(const uint16_t *p)
+{
+    return (vf)((vi){p[0], p[1], p[2], p[3]} << 16);
+}
+VEC_FN vf v_load_f16(const uint16_t *p)
+{
+    return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
+}
+VEC_FN vi vi_load(const int32_t *p)
+{
+    vi x;
+
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+VEC_FN vi vi_set1(int32_t x)
+{
+    return (vi){x, x, x, x};
+}
+VEC_FN vf v_mask_span(vf x, vi j, vi sink, vi lo, vi hi)
+{
+    return v_pick(((j >= lo) | (j < sink)) & (j <= hi), x, v_set1(-INFINITY));
+}
+VEC_FN uint32_t v_ge_bits(vf a, vf b)
+{
+    vi m = a >= b;
+
+    return (m[0] & 1u) | (m[1] & 2u) | (m[2] & 4u) | (m[3] & 8u);
+}
+VEC_FN vf v_select_ge(vf a, vf b, vf yes, vf no)
+{
+    return v_pick(a >= b, yes, no);
+}
+VEC_FN vf v_round(vf x) /* |x| < 2^22 */
+{
+    vf magic = v_set1(12582912.0f); /* 1.5 * 2^23 */
+
+    return (x + magic) - magic;
+}
+VEC_FN vf v_exp2i(vf n)
+{
+    return (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+}
+VEC_FN vf v_where_gt(vf a, vf b, vf x)
+{
+    return (vf)((a > b) & (vi)x);
+}
+
+#endif
+
+VEC_FN vf v_zero(void)
+{
+    return v_set1(0.0f);
+}
+
+/* Lanes added in the order of their index, so every instruction set of one width agrees. */
+VEC_FN float v_sum(vf x)
+{
+    float lane[VW], s = 0.0f;
+
+    v_store(lane, x);
+    for (int step = VW / 2; step > 0; step /= 2) {
+        for (int i = 0; i < step; i++)
+            lane[i] += lane[i + step];
+    }
+    s = lane[0];
+    return s;
+}
+
+VEC_FN float v_max_lane(vf x)
+{
+    float lane[VW], m;
+
+    v_store(lane, x);
+    m = lane[0];
+    for (int i = 1; i < VW; i++)
+        m = lane[i] > m ? lane[i] : m;
+    return m;
+}
+
+/* VW elements of type dt; dt is a constant wherever this is called. */
+VEC_FN vf v_load_as(const void *p, enum dtype dt)
+{
+    if (dt == DTYPE_F32)
+        return v_load(p);
+    return dt == DTYPE_BF16 ? v_load_bf16(p) : v_load_f16(p);
+}
+
+/* The first n < VW elements; the other lanes are 0. */
+VEC_FN vf v_load_tail(const void *p, enum dtype dt, int n)
+{
+    uint32_t room[VW];
+
+    memset(room, 0, sizeof(room));
+    memcpy(room, p, (size_t)n * dtype_bytes(dt));
+    return v_load_as(room, dt);
+}
+
+/* exp_poly() of base/exp_poly.h in lanes; with a fused multiply-add the bits are the same. */
+VEC_FN vf v_exp(vf x)
+{
+    vf n, f, p;
+    vf in = x;
+
+    x = v_min(v_max(x, v_set1(-88.0f)), v_zero());
+    n = v_round(x * v_set1(1.44269504f));
+    f = v_fma(x, v_set1(1.44269504f), v_zero() - n);
+    f = v_fma(x, v_set1(1.92596299e-8f), f);
+    p = v_set1(1.53543020e-4f);
+    p = v_fma(p, f, v_set1(1.33991486e-3f));
+    p = v_fma(p, f, v_set1(9.61843599e-3f));
+    p = v_fma(p, f, v_set1(5.55033162e-2f));
+    p = v_fma(p, f, v_set1(2.40226477e-1f));
+    p = v_fma(p, f, v_set1(6.93147182e-1f));
+    p = v_fma(p, f, v_set1(1.0f));
+    n = v_max(n, v_set1(-126.0f));
+    return v_where_gt(in, v_set1(-87.0f), p * v_exp2i(n));
+}
+
+/* 1 / (1 + exp(-x)) from the exponential that cannot overflow. */
+VEC_FN vf v_sigmoid(vf x)
+{
+    vf e = v_exp(v_zero() - v_abs(x));
+    vf one = v_set1(1.0f);
+
+    return v_div(v_select_ge(x, v_zero(), one, e), one + e);
+}
+
+/* erf by Abramowitz and Stegun 7.1.26: 1.5e-7 off at most, a rounding of the values around it. */
+VEC_FN vf v_erf(vf x)
+{
+    vf a = v_abs(x), one = v_set1(1.0f);
+    vf t = v_div(one, v_fma(v_set1(0.3275911f), a, one));
+    vf p = v_set1(1.061405429f);
+    vf y;
+
+    p = v_fma(p, t, v_set1(-1.453152027f));
+    p = v_fma(p, t, v_set1(1.421413741f));
+    p = v_fma(p, t, v_set1(-0.284496736f));
+    p = v_fma(p, t, v_set1(0.254829592f));
+    y = one - p * t * v_exp(v_zero() - a * a);
+    return v_select_ge(x, v_zero(), y, v_zero() - y);
+}
+
+#endif
