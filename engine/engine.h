@@ -188,4 +188,18 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out);
 /* Scheduler, slots, pool and plan as JSON text, for /debug and the crash report. */
 void engine_dump(struct engine *e, struct strbuf *out);
 
+/*
+ * Shapes, parameters and memory of config->model under config->plan, for sequences of n_tokens
+ * (0: the context), as text or as a JSON object. config.json is all it reads.
+ */
+int engine_inspect(const struct config *config, bool json, int n_tokens, struct strbuf *out,
+                   struct err *err);
+
+/* A tokenizer.json without a model. ids is malloc'ed, the caller frees it. */
+struct engine_tokenizer;
+int engine_tokenizer_open(struct engine_tokenizer **out, const char *path, struct err *err);
+int engine_tokenizer_encode(const struct engine_tokenizer *t, const char *text, size_t len,
+                            bool add_special, int32_t **ids, int *n_ids, struct err *err);
+void engine_tokenizer_close(struct engine_tokenizer *t); /* accepts NULL */
+
 #endif

@@ -4,24 +4,19 @@
 #include "server/generation.h"
 
 #include "base/check.h"
-#include "base/clock.h"
-#include "base/log.h"
 #include "config/config.h"
 #include "engine/engine.h"
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
+#include "server/generation_prompt.h"
 #include "server/generation_write.h"
 #include "server/http_server.h"
-#include "server/json_in.h"
 
 #include <stdlib.h>
-#include <string.h>
-#include <sys/random.h>
 
-#define GENERATION_MAGIC    0x47454e45u
-#define INLINE_TEXT_BYTES   8192 /* tokenized within a few hundred us; more goes to the pool */
-#define DEFAULT_COMPLETION  16   /* what the API prescribes for completions without max_tokens */
-#define ARENA_BASE_BYTES    (1 << 20)
+#define GENERATION_MAGIC  0x47454e45u
+#define INLINE_BODY_BYTES 16384 /* parsed and tokenized within a ms; more goes to the pool */
+#define ARENA_BASE_BYTES  (1 << 20)
 
 /* Life */
 
@@ -41,6 +36,7 @@ static void generation_free(struct generation *g)
         strbuf_release(&g->prompts[i].ids_text);
     }
     strbuf_release(&g->head);
+    strbuf_release(&g->raw);
     json_decref(g->body);
     arena_release(&g->arena);
     g->magic = 0;
@@ -124,110 +120,6 @@ void generation_stop(struct generation *g)
 bool generation_streams(const struct generation *g)
 {
     return g->params.stream;
-}
-
-/* Prompts */
-
-static int tokenize_text(struct generation *g, struct generation_prompt *p,
-                         const struct openai_prompt *in, struct err *err)
-{
-    struct engine *e = g->server->engine;
-    int rc;
-
-    if (in->text) {
-        rc = engine_tokenize(e, in->text, in->text_len, g->params.add_special != 0, true, &p->ids,
-                             &p->n_ids, err);
-        if (rc < 0)
-            return rc;
-        p->is_malloced = true;
-        if (g->params.echo)
-            strbuf_add(&p->echo, in->text, in->text_len);
-        return 0;
-    }
-    p->ids = in->ids;
-    p->n_ids = in->n_ids;
-    if (!g->params.echo)
-        return 0;
-    return engine_detokenize(e, p->ids, p->n_ids, g->params.sampling.skip_special, &p->echo, err);
-}
-
-static int tokenize_chat(struct generation *g, struct generation_prompt *p, struct err *err)
-{
-    int rc = engine_chat_tokenize(g->server->engine, g->params.messages, g->params.n_messages,
-                                  g->params.add_generation_prompt, &p->ids, &p->n_ids, NULL, err);
-
-    p->is_malloced = rc == 0;
-    return rc;
-}
-
-/* An empty prompt is BOS, where the tokenizer has one to add. */
-static int fill_empty(struct generation *g, struct generation_prompt *p)
-{
-    int bos_id = g->server->info->bos_id;
-    int32_t *ids;
-
-    if (p->n_ids > 0)
-        return 0;
-    if (bos_id < 0)
-        return api_error_set(&g->error, 400, g->api == API_CHAT ? "messages" : "prompt", NULL,
-                             "The prompt is empty, and this model has no token to begin with.");
-    ids = arena_array(&g->arena, 1, sizeof(*ids));
-    if (!ids)
-        return openai_refuse_no_room(&g->error);
-    if (p->is_malloced)
-        free(p->ids);
-    ids[0] = bos_id;
-    p->ids = ids;
-    p->n_ids = 1;
-    p->is_malloced = false;
-    return 0;
-}
-
-/* Fixes max_tokens, and with it N, the length that the request's memory is planned for. */
-static int fit_context(struct generation *g, struct generation_prompt *p)
-{
-    int most = g->server->limits.max_seq_len;
-    int asked = g->params.max_tokens;
-    int room = most - p->n_ids;
-    int fallback = g->api == API_CHAT ? g->server->config->default_max_tokens : DEFAULT_COMPLETION;
-    const char *param = g->api == API_CHAT ? "messages" : "prompt";
-
-    if (asked < 0 && room < 1)
-        return api_error_set(&g->error, 400, param, "context_length_exceeded",
-                             "This model's maximum context length is %d tokens, but the prompt has "
-                             "%d tokens and leaves no room for an answer.",
-                             most, p->n_ids);
-    if (asked >= 0 && asked > room)
-        return api_error_set(&g->error, 400, param, "context_length_exceeded",
-                             "This model's maximum context length is %d tokens, but %lld were "
-                             "requested: %d in the prompt and %d for the answer.",
-                             most, (long long)p->n_ids + asked, p->n_ids, asked);
-    p->max_tokens = asked >= 0 ? asked : fallback < room ? fallback : room;
-    return 0;
-}
-
-/* On the pool or on the loop: turns every prompt into tokens. Touches nothing but g. */
-static int tokenize(struct generation *g)
-{
-    const char *param = g->api == API_CHAT ? "messages" : "prompt";
-
-    for (int i = 0; i < g->n_prompts; i++) {
-        struct generation_prompt *p = &g->prompts[i];
-        struct err err = {0};
-        int rc;
-
-        if (g->api == API_CHAT)
-            rc = tokenize_chat(g, p, &err);
-        else
-            rc = tokenize_text(g, p, &g->params.prompts[i], &err);
-        if (rc < 0)
-            return api_error_from_err(&g->error, &err, param);
-        if (fill_empty(g, p) < 0 || fit_context(g, p) < 0)
-            return ERR_INVALID;
-        for (int k = 0; g->params.return_token_ids && k < p->n_ids; k++)
-            openai_add_id(&p->ids_text, p->ids[k]);
-    }
-    return 0;
 }
 
 /* Choices */
@@ -370,56 +262,34 @@ void generation_take_event(const struct engine_event *ev)
 
 /* Start */
 
-static int prepare(struct generation *g, const struct strbuf *body)
-{
-    struct http_server *s = g->server;
-
-    if (json_in_parse(&g->body, body->buf, body->len, s->limits.json_depth, &g->error) < 0)
-        return ERR_INVALID;
-    if (openai_params_read(&g->params, g->api, g->body, &s->limits, &g->arena, &g->error) < 0)
-        return ERR_INVALID;
-    g->n_prompts = g->api == API_CHAT ? 1 : g->params.n_prompts;
-    g->prompts = arena_array(&g->arena, g->n_prompts, sizeof(*g->prompts));
-    if (!g->prompts)
-        return openai_refuse_no_room(&g->error);
-    for (int i = 0; i < g->n_prompts; i++) {
-        strbuf_init(&g->prompts[i].echo);
-        strbuf_init(&g->prompts[i].ids_text);
-    }
-    if (!g->params.has_seed &&
-        getrandom(&g->params.seed, sizeof(g->params.seed), GRND_NONBLOCK) < 0)
-        g->params.seed = clock_ns();
-    generation_write_head(g);
-    return 0;
-}
-
-static size_t text_bytes(const struct generation *g)
-{
-    size_t n = 0;
-
-    for (int i = 0; i < g->params.n_prompts; i++)
-        n += g->params.prompts[i].text_len;
-    for (int i = 0; i < g->params.n_messages; i++)
-        n += g->params.messages[i].content_len;
-    return n;
-}
-
 /* The prompts are tokens, or g->error says why not. */
 static void start_choices(struct generation *g)
 {
-    if (!g->error.status && g->exchange && make_choices(g) == 0)
-        submit(g);
-    if (g->error.status)
+    struct strbuf body = STRBUF_INIT;
+    struct exchange *ex = g->exchange;
+
+    if (g->error.status || !ex) {
         tell_error(g);
+    } else if (g->api & (API_TOKENIZE | API_DETOKENIZE)) {
+        detach(g);
+        generation_write_tokens(g, &body);
+        exchange_reply_json(ex, 200, &body);
+    } else {
+        exchange_watch(ex, g->params.stream);
+        if (make_choices(g) == 0)
+            submit(g);
+        else
+            tell_error(g);
+    }
     free_if_unused(g);
 }
 
-static void work_tokenize(uv_work_t *work)
+static void work_prepare(uv_work_t *work)
 {
-    tokenize(work->data);
+    generation_prepare(work->data);
 }
 
-static void after_tokenize(uv_work_t *work, int status)
+static void after_prepare(uv_work_t *work, int status)
 {
     struct generation *g = work->data;
 
@@ -445,21 +315,17 @@ void generation_start(struct exchange *ex, enum openai_api api)
     g->api = api;
     g->exchange = ex;
     ex->generation = g;
+    g->raw = ex->body;
+    strbuf_init(&ex->body);
     strbuf_init(&g->head);
     arena_init(&g->arena, 4 * (size_t)ex->server->config->max_body_bytes + ARENA_BASE_BYTES, 0);
     engine_bridge_add(g->server->bridge, g);
-    if (prepare(g, &ex->body) < 0) {
-        start_choices(g);
-        return;
-    }
-    strbuf_release(&ex->body); /* its strings live on in g->body */
-    exchange_watch(ex, g->params.stream);
     g->work.data = g;
-    if (text_bytes(g) > INLINE_TEXT_BYTES &&
-        uv_queue_work(ex->server->uv, &g->work, work_tokenize, after_tokenize) == 0) {
+    if (g->raw.len > INLINE_BODY_BYTES &&
+        uv_queue_work(ex->server->uv, &g->work, work_prepare, after_prepare) == 0) {
         g->is_working = true;
         return;
     }
-    tokenize(g);
+    generation_prepare(g);
     start_choices(g);
 }

@@ -1,8 +1,8 @@
 /*
- * generation - what one completions or chat request makes the engine do: prompts x n choices.
+ * generation - what one POST makes the engine do: prompts x n choices, or only tokenizing.
  *
- * Loop thread only, but for the tokenization of long prompts, which runs on libuv's pool while
- * nobody else touches the generation. It survives its exchange: a client that leaves only cancels,
+ * Loop thread only, but for the parsing and tokenizing of long bodies, which runs on libuv's pool
+ * while nobody else touches the generation. It survives its exchange: a client that leaves only cancels,
  * and the engine's final events still find their choices here. A generation has at most max_batch
  * choices inside the engine at once, so one body can fill the batch but not the queue.
  */
@@ -52,7 +52,8 @@ struct generation {
     struct exchange *exchange;      /* NULL once nobody waits for the answer */
     enum openai_api api;
     struct arena arena;
-    json_t *body; /* strings of params point into it */
+    struct strbuf raw; /* the request's body, until it is parsed */
+    json_t *body;      /* strings of params point into it */
     struct openai_params params;
     struct openai_usage usage;
     struct api_error error;
@@ -65,7 +66,7 @@ struct generation {
     uv_work_t work;
 };
 
-/* Parses the exchange's body and starts; answers the exchange itself when that fails. */
+/* Takes the exchange's body and starts; the exchange is answered sooner or later. */
 void generation_start(struct exchange *ex, enum openai_api api);
 
 /* News from the engine about the choice in ev->user. */

@@ -238,3 +238,31 @@ void generation_write_body(struct generation *g, struct strbuf *out)
     openai_write_usage(out, &g->usage);
     strbuf_addch(out, '}');
 }
+
+void generation_write_tokens(struct generation *g, struct strbuf *out)
+{
+    const struct generation_prompt *p = &g->prompts[0];
+    struct strbuf bytes = STRBUF_INIT;
+
+    if (g->api == API_DETOKENIZE) {
+        strbuf_addstr(out, "{\"prompt\":");
+        strbuf_add_json(out, p->echo.buf, p->echo.len);
+        strbuf_addch(out, '}');
+        return;
+    }
+    strbuf_addf(out, "{\"count\":%d,\"max_model_len\":%d,\"tokens\":[", p->n_ids,
+                g->server->limits.max_seq_len);
+    for (int i = 0; i < p->n_ids; i++)
+        strbuf_addf(out, i ? ",%d" : "%d", p->ids[i]);
+    strbuf_addstr(out, g->params.return_token_strs ? "],\"token_strs\":[" : "],\"token_strs\":null}");
+    for (int i = 0; g->params.return_token_strs && i < p->n_ids; i++) {
+        strbuf_reset(&bytes);
+        engine_token_bytes(g->server->engine, p->ids[i], &bytes);
+        if (i > 0)
+            strbuf_addch(out, ',');
+        strbuf_add_json(out, bytes.buf, bytes.len);
+    }
+    if (g->params.return_token_strs)
+        strbuf_addstr(out, "]}");
+    strbuf_release(&bytes);
+}

@@ -33,4 +33,7 @@ void generation_write_error(struct strbuf *out, const struct api_error *e);
 /* The answer that is not streamed. */
 void generation_write_body(struct generation *g, struct strbuf *out);
 
+/* The answers of /tokenize and /detokenize. */
+void generation_write_tokens(struct generation *g, struct strbuf *out);
+
 #endif

@@ -354,7 +354,7 @@ void http_server_close(struct http_server *s)
     http_loop_close(&s->loop);
     if (s->daemon)
         MHD_stop_daemon(s->daemon);
-    else if (s->listen_fd >= 0)
+    else if (s->listen_fd > 0)
         close(s->listen_fd);
     s->daemon = NULL;
     s->listen_fd = -1;

@@ -1,0 +1,155 @@
+/*
+ * generation_prompt - parsing, tokenizing, and the arithmetic of the context.
+ */
+#include "server/generation_prompt.h"
+
+#include "base/clock.h"
+#include "config/config.h"
+#include "engine/engine.h"
+#include "server/generation.h"
+#include "server/generation_write.h"
+#include "server/http_server.h"
+#include "server/json_in.h"
+
+#include <stdlib.h>
+#include <sys/random.h>
+
+#define DEFAULT_COMPLETION 16 /* what the API prescribes for completions without max_tokens */
+
+static const char *input_name(const struct generation *g)
+{
+    return g->params.messages ? "messages" : g->api == API_DETOKENIZE ? "tokens" : "prompt";
+}
+
+static int tokenize_text(struct generation *g, struct generation_prompt *p,
+                         const struct openai_prompt *in, struct err *err)
+{
+    struct engine *e = g->server->engine;
+    int rc;
+
+    if (in->text) {
+        rc = engine_tokenize(e, in->text, in->text_len, g->params.add_special != 0, true, &p->ids,
+                             &p->n_ids, err);
+        if (rc < 0)
+            return rc;
+        p->is_malloced = true;
+        if (g->params.echo)
+            strbuf_add(&p->echo, in->text, in->text_len);
+        return 0;
+    }
+    p->ids = in->ids;
+    p->n_ids = in->n_ids;
+    if (!g->params.echo)
+        return 0;
+    return engine_detokenize(e, p->ids, p->n_ids, g->params.sampling.skip_special, &p->echo, err);
+}
+
+static int tokenize_one(struct generation *g, int i, struct err *err)
+{
+    struct generation_prompt *p = &g->prompts[i];
+    struct engine *e = g->server->engine;
+    int rc;
+
+    if (g->api == API_DETOKENIZE)
+        return engine_detokenize(e, g->params.tokens, g->params.n_tokens, false, &p->echo, err);
+    if (!g->params.messages)
+        return tokenize_text(g, p, &g->params.prompts[i], err);
+    rc = engine_chat_tokenize(e, g->params.messages, g->params.n_messages,
+                              g->params.add_generation_prompt, &p->ids, &p->n_ids, NULL, err);
+    p->is_malloced = rc == 0;
+    return rc;
+}
+
+/* An empty prompt is BOS, where the tokenizer has one to add. */
+static int fill_empty(struct generation *g, struct generation_prompt *p)
+{
+    int bos_id = g->server->info->bos_id;
+    int32_t *ids;
+
+    if (p->n_ids > 0)
+        return 0;
+    if (bos_id < 0)
+        return api_error_set(&g->error, 400, input_name(g), NULL,
+                             "The prompt is empty, and this model has no token to begin with.");
+    ids = arena_array(&g->arena, 1, sizeof(*ids));
+    if (!ids)
+        return openai_refuse_no_room(&g->error);
+    if (p->is_malloced)
+        free(p->ids);
+    ids[0] = bos_id;
+    p->ids = ids;
+    p->n_ids = 1;
+    p->is_malloced = false;
+    return 0;
+}
+
+/* Fixes max_tokens, and with it N, the length that the request's memory is planned for. */
+static int fit_context(struct generation *g, struct generation_prompt *p)
+{
+    int most = g->server->limits.max_seq_len;
+    int asked = g->params.max_tokens;
+    int room = most - p->n_ids;
+    int fallback = g->api == API_CHAT ? g->server->config->default_max_tokens : DEFAULT_COMPLETION;
+
+    if (asked < 0 && room < 1)
+        return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+                             "This model's maximum context length is %d tokens, but the prompt has "
+                             "%d tokens and leaves no room for an answer.",
+                             most, p->n_ids);
+    if (asked >= 0 && asked > room)
+        return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+                             "This model's maximum context length is %d tokens, but %lld were "
+                             "requested: %d in the prompt and %d for the answer.",
+                             most, (long long)p->n_ids + asked, p->n_ids, asked);
+    p->max_tokens = asked >= 0 ? asked : fallback < room ? fallback : room;
+    return 0;
+}
+
+static int tokenize(struct generation *g)
+{
+    for (int i = 0; i < g->n_prompts; i++) {
+        struct generation_prompt *p = &g->prompts[i];
+        struct err err = {0};
+
+        if (tokenize_one(g, i, &err) < 0)
+            return api_error_from_err(&g->error, &err, input_name(g));
+        if (!(g->api & (API_COMPLETIONS | API_CHAT)))
+            continue;
+        if (fill_empty(g, p) < 0 || fit_context(g, p) < 0)
+            return ERR_INVALID;
+        for (int k = 0; g->params.return_token_ids && k < p->n_ids; k++)
+            openai_add_id(&p->ids_text, p->ids[k]);
+    }
+    return 0;
+}
+
+static int parse(struct generation *g)
+{
+    struct http_server *s = g->server;
+
+    if (json_in_parse(&g->body, g->raw.buf, g->raw.len, s->limits.json_depth, &g->error) < 0)
+        return ERR_INVALID;
+    strbuf_release(&g->raw);
+    if (openai_params_read(&g->params, g->api, g->body, &s->limits, &g->arena, &g->error) < 0)
+        return ERR_INVALID;
+    g->n_prompts = g->params.n_prompts > 0 ? g->params.n_prompts : 1;
+    g->prompts = arena_array(&g->arena, g->n_prompts, sizeof(*g->prompts));
+    if (!g->prompts)
+        return openai_refuse_no_room(&g->error);
+    for (int i = 0; i < g->n_prompts; i++) {
+        strbuf_init(&g->prompts[i].echo);
+        strbuf_init(&g->prompts[i].ids_text);
+    }
+    if (!g->params.has_seed &&
+        getrandom(&g->params.seed, sizeof(g->params.seed), GRND_NONBLOCK) < 0)
+        g->params.seed = clock_ns();
+    return 0;
+}
+
+void generation_prepare(struct generation *g)
+{
+    if (parse(g) < 0)
+        return;
+    generation_write_head(g);
+    tokenize(g);
+}
