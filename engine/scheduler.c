@@ -1,0 +1,317 @@
+/*
+ * scheduler - which rows run in the next step. See scheduler.h.
+ */
+#include "engine/scheduler.h"
+
+#include "base/check.h"
+#include "base/err.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int32_t min32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Inserts by order; almost always at the tail, so the walk is short. */
+static void list_insert(struct sched_list *list, struct sched_seq *seq)
+{
+    struct sched_seq *before = list->tail;
+
+    while (before && before->order > seq->order)
+        before = before->prev;
+    seq->prev = before;
+    seq->next = before ? before->next : list->head;
+    if (seq->next)
+        seq->next->prev = seq;
+    else
+        list->tail = seq;
+    if (before)
+        before->next = seq;
+    else
+        list->head = seq;
+    list->n++;
+}
+
+static void list_remove(struct sched_list *list, struct sched_seq *seq)
+{
+    if (seq->prev)
+        seq->prev->next = seq->next;
+    else
+        list->head = seq->next;
+    if (seq->next)
+        seq->next->prev = seq->prev;
+    else
+        list->tail = seq->prev;
+    seq->prev = seq->next = NULL;
+    list->n--;
+}
+
+int scheduler_init(struct scheduler *s, const struct sched_params *params, struct kv_slots *kv,
+                   struct err *err)
+{
+    size_t n = (size_t)params->max_batch;
+
+    CHECK(params->max_batch > 0);
+    CHECK(params->max_batch <= kv->n_slots);
+    CHECK(params->chunk_tokens > 0);
+    CHECK(params->max_logits > params->max_batch);
+    *s = (struct scheduler){.params = *params, .kv = kv, .next_order = 1};
+    s->step.items = calloc(n, sizeof(*s->step.items));
+    s->step.admitted = calloc(n, sizeof(*s->step.admitted));
+    s->step.preempted = calloc(n, sizeof(*s->step.preempted));
+    if (!s->step.items || !s->step.admitted || !s->step.preempted) {
+        scheduler_release(s);
+        return err_set(err, ERR_NO_ROOM, "scheduler: no memory for %d sequences",
+                       params->max_batch);
+    }
+    return 0;
+}
+
+void scheduler_release(struct scheduler *s)
+{
+    if (!s)
+        return;
+    free(s->step.items);
+    free(s->step.admitted);
+    free(s->step.preempted);
+    *s = (struct scheduler){0};
+}
+
+bool scheduler_could_hold(const struct scheduler *s, const struct sched_seq *seq)
+{
+    return kv_slots_could_hold(s->kv, &seq->need) && seq->n_seen_max <= s->params.max_seen;
+}
+
+void scheduler_add(struct scheduler *s, struct sched_seq *seq)
+{
+    CHECK(seq->state == SEQ_IDLE);
+    CHECK(seq->n_prompt > 0);
+    CHECK(seq->n_tokens == seq->n_prompt);
+    CHECK(seq->need.n_limit >= seq->n_prompt);
+    CHECK(scheduler_could_hold(s, seq));
+    seq->state = SEQ_WAITING;
+    seq->n_done = 0;
+    seq->n_logits_done = 0;
+    seq->n_preempted = 0;
+    seq->slot = -1;
+    seq->order = s->next_order++;
+    list_insert(&s->waiting, seq);
+}
+
+static void unseat(struct scheduler *s, struct sched_seq *seq)
+{
+    list_remove(&s->running, seq);
+    kv_slot_give(s->kv, seq->slot);
+    s->n_seen -= seq->n_seen_max;
+    seq->slot = -1;
+    seq->n_done = 0;
+}
+
+void scheduler_remove(struct scheduler *s, struct sched_seq *seq)
+{
+    CHECK(seq->state != SEQ_IDLE);
+    if (seq->state == SEQ_WAITING)
+        list_remove(&s->waiting, seq);
+    else
+        unseat(s, seq);
+    seq->state = SEQ_IDLE;
+}
+
+static void preempt(struct scheduler *s, struct sched_seq *seq)
+{
+    CHECK(seq->need.growable);
+    CHECK(seq != s->running.head);
+    unseat(s, seq);
+    seq->state = SEQ_WAITING;
+    seq->n_preempted++;
+    s->n_preemptions++;
+    list_insert(&s->waiting, seq);
+    s->step.preempted[s->step.n_preempted++] = seq;
+}
+
+/* The youngest growable running sequence behind seq, or NULL. */
+static struct sched_seq *victim_behind(const struct scheduler *s, const struct sched_seq *seq)
+{
+    struct sched_seq *victim = s->running.tail;
+
+    while (victim != seq && !victim->need.growable)
+        victim = victim->prev;
+    return victim == seq ? NULL : victim;
+}
+
+/* False when seq must sit this step out. */
+static bool make_room(struct scheduler *s, struct sched_seq *seq, int32_t n_tokens)
+{
+    while (!kv_slot_grow(s->kv, seq->slot, n_tokens)) {
+        struct sched_seq *victim = victim_behind(s, seq);
+
+        if (!victim)
+            return false;
+        preempt(s, victim);
+    }
+    return true;
+}
+
+static struct sched_item *add_item(struct scheduler *s, struct sched_seq *seq, int32_t n_rows)
+{
+    struct sched_step *step = &s->step;
+    struct sched_item *item = &step->items[step->n_items++];
+
+    *item = (struct sched_item){.seq = seq,
+                                .row0 = step->n_rows,
+                                .n_rows = n_rows,
+                                .pos0 = seq->n_done,
+                                .logit0 = step->n_logits};
+    step->n_rows += n_rows;
+    /* A row gives a token only where the sequence ends, and only when one is still wanted. */
+    item->samples = seq->n_done + n_rows == seq->n_tokens && seq->n_tokens < seq->need.n_limit;
+    return item;
+}
+
+/* Oldest first: those behind may lose their place while this walks, never those in front. */
+static void plan_decode_rows(struct scheduler *s)
+{
+    for (struct sched_seq *seq = s->running.head; seq; seq = seq->next) {
+        struct sched_item *item;
+
+        if (seq->state != SEQ_DECODE)
+            continue;
+        CHECK(seq->n_done < seq->n_tokens);
+        CHECK(seq->n_tokens < seq->need.n_limit);
+        if (!make_room(s, seq, seq->n_done + 1)) {
+            s->step.n_stalled++;
+            continue;
+        }
+        item = add_item(s, seq, 1);
+        item->is_decode = true;
+        s->step.n_decode++;
+        s->step.n_logits += item->samples;
+    }
+}
+
+/* Seats the head of the queue, if what it needs is free; NULL if not. */
+static struct sched_seq *admit_next(struct scheduler *s)
+{
+    /* With others running, one page a head stays free, so that their next growth need not evict
+     * the newcomer at once. */
+    int64_t headroom = s->running.n ? kv_shape_heads(&s->kv->shape) : 0;
+    struct sched_seq *seq = s->waiting.head;
+    int slot;
+
+    if (!seq || s->running.n == s->params.max_batch)
+        return NULL;
+    if (s->n_seen + seq->n_seen_max > s->params.max_seen)
+        return NULL;
+    slot = kv_slot_take(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit), headroom);
+    if (slot < 0)
+        return NULL;
+    list_remove(&s->waiting, seq);
+    seq->slot = slot;
+    seq->state = SEQ_PREFILL;
+    s->n_seen += seq->n_seen_max;
+    list_insert(&s->running, seq);
+    s->step.admitted[s->step.n_admitted++] = seq;
+    return seq;
+}
+
+/* Rows of seq's next chunk within the budgets. */
+static int32_t chunk_rows(const struct sched_seq *seq, int32_t n_budget, int32_t n_logit_budget)
+{
+    int32_t end = min32(seq->n_prompt, seq->n_done + n_budget);
+
+    if (seq->wants_prompt_logits) {
+        int32_t first = seq->n_done > seq->n_logits_done ? seq->n_done : seq->n_logits_done;
+
+        end = min32(end, first + n_logit_budget);
+    }
+    /* Whole tiles where the budget allows: chunks that start inside one cost an extra tile each. */
+    if (end < seq->n_prompt && end / KV_TILE * KV_TILE > seq->n_done)
+        end = end / KV_TILE * KV_TILE;
+    return end - seq->n_done;
+}
+
+struct prompt_budget {
+    int32_t n_rows, n_logits;
+};
+
+static void plan_chunk(struct scheduler *s, struct sched_seq *seq, struct prompt_budget *left)
+{
+    int32_t n_rows = chunk_rows(seq, left->n_rows, left->n_logits);
+    int32_t end = seq->n_done + n_rows;
+    struct sched_item *item;
+
+    if (n_rows == 0)
+        return;
+    CHECK(end <= s->kv->slots[seq->slot].n_room);
+    item = add_item(s, seq, n_rows);
+    if (seq->wants_prompt_logits) {
+        int32_t first = seq->n_done > seq->n_logits_done ? seq->n_done : seq->n_logits_done;
+        /* The last prompt row predicts no prompt token. */
+        int32_t last = min32(end, seq->n_prompt - 1);
+
+        item->n_prompt_logits = last > first ? last - first : 0;
+    }
+    s->step.n_logits += item->n_prompt_logits + item->samples;
+    left->n_rows -= n_rows;
+    left->n_logits -= item->n_prompt_logits;
+}
+
+static void plan_prompt_rows(struct scheduler *s)
+{
+    /* One logit row a running sequence is set aside for sampling; the rest is for prompts. */
+    struct prompt_budget left = {.n_rows = s->params.chunk_tokens,
+                                 .n_logits = s->params.max_logits - s->params.max_batch};
+
+    for (struct sched_seq *seq = s->running.head; seq && left.n_rows > 0; seq = seq->next) {
+        if (seq->state == SEQ_PREFILL)
+            plan_chunk(s, seq, &left);
+    }
+    /* Who sits out or was just evicted comes before anybody new. */
+    if (s->step.n_preempted || s->step.n_stalled)
+        return;
+    while (left.n_rows > 0) {
+        struct sched_seq *seq = admit_next(s);
+
+        if (!seq)
+            return;
+        plan_chunk(s, seq, &left);
+    }
+}
+
+const struct sched_step *scheduler_plan(struct scheduler *s)
+{
+    struct sched_step *step = &s->step;
+
+    step->n_items = step->n_rows = step->n_decode = step->n_logits = 0;
+    step->n_admitted = step->n_preempted = step->n_stalled = 0;
+    plan_decode_rows(s);
+    plan_prompt_rows(s);
+    CHECK(step->n_logits <= s->params.max_logits);
+    CHECK(step->n_rows - step->n_decode <= s->params.chunk_tokens);
+    return step;
+}
+
+void scheduler_done(struct scheduler *s)
+{
+    for (int i = 0; i < s->step.n_items; i++) {
+        const struct sched_item *item = &s->step.items[i];
+        struct sched_seq *seq = item->seq;
+
+        CHECK(seq->n_done == item->pos0);
+        seq->n_done += item->n_rows;
+        if (seq->n_done > seq->n_logits_done)
+            seq->n_logits_done = min32(seq->n_done, seq->n_prompt);
+        if (seq->n_done >= seq->n_prompt)
+            seq->state = SEQ_DECODE;
+    }
+}
+
+void scheduler_push_token(struct sched_seq *seq)
+{
+    CHECK(seq->state == SEQ_DECODE);
+    CHECK(seq->n_done == seq->n_tokens);
+    CHECK(seq->n_tokens < seq->need.n_limit);
+    seq->n_tokens++;
+}

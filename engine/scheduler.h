@@ -1,0 +1,112 @@
+/*
+ * scheduler - which rows run in the next step. Policy only: no math, no I/O, no clock.
+ *
+ * Each step: one decode row for every running sequence past its prompt, then prompt chunks up to
+ * chunk_tokens, oldest sequence first. Order is arrival order throughout, so nobody overtakes:
+ *
+ *   admission   the head of the queue, when a slot, the pages of its prompt and one token (all its
+ *               pages if it cannot grow), table entries and a share of the penalty room are free
+ *   preemption  a sequence that needs a page nobody has takes one from the youngest growable
+ *               sequence behind it; with none behind, it sits the step out. So the oldest always
+ *               moves on: growable ones behind it yield, reserved ones need nothing to finish
+ *   recompute   the victim queues where its age puts it, in front of all that never ran. Its
+ *               prompt runs again as prompt rows, then its tokens as decode rows, one a step and
+ *               unsampled: the very rows that made them, so what follows is unchanged too
+ *
+ * The engine thread owns the scheduler and every sched_seq in it.
+ */
+#ifndef SCHEDULER_H
+#define SCHEDULER_H
+
+#include "engine/kv/kv_slot.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum seq_state { SEQ_IDLE = 0, SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE };
+
+/* One generation as the scheduler sees it; embedded in the request. */
+struct sched_seq {
+    /* Set before scheduler_add(). */
+    struct kv_need need;        /* need.n_limit = prompt + max_tokens */
+    const int32_t *tokens;      /* [n_tokens] the prompt and what was generated, borrowed */
+    int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
+    int32_t n_seen_max;         /* penalty entries a step of it can take */
+    bool wants_prompt_logits;
+    void *owner;
+
+    /* The scheduler's own. */
+    enum seq_state state;
+    int32_t n_done;        /* positions whose keys are in the pages */
+    int32_t n_logits_done; /* prompt rows whose logits were handed out */
+    int slot;              /* -1 unless running */
+    int n_preempted;
+    uint64_t order;        /* of arrival */
+    struct sched_seq *prev, *next;
+};
+
+/* Consecutive rows of one sequence. */
+struct sched_item {
+    struct sched_seq *seq;
+    int32_t row0, n_rows, pos0;
+    int32_t logit0, n_prompt_logits; /* logits of the item's last rows: prompt rows, then ... */
+    bool samples;                    /* ... its last row, which gives the next token */
+    bool is_decode;
+};
+
+struct sched_step {
+    struct sched_item *items; /* [n_items] decode rows first */
+    int n_items, n_rows, n_decode, n_logits;
+    struct sched_seq **admitted, **preempted; /* in the order it happened */
+    int n_admitted, n_preempted;
+    int n_stalled; /* running sequences without a row, for want of pages */
+};
+
+struct sched_list {
+    struct sched_seq *head, *tail;
+    int n;
+};
+
+struct sched_params {
+    int max_batch;    /* running sequences; the slots of kv */
+    int chunk_tokens; /* prompt rows of a step */
+    int max_logits;   /* logit rows of a step, more than max_batch */
+    int32_t max_seen; /* penalty entries of a step */
+};
+
+struct scheduler {
+    struct sched_params params;
+    struct kv_slots *kv; /* borrowed */
+    struct sched_list waiting, running; /* both by order */
+    struct sched_step step;
+    uint64_t next_order;
+    int64_t n_seen;       /* penalty entries of all running sequences */
+    int64_t n_preemptions;
+};
+
+int scheduler_init(struct scheduler *s, const struct sched_params *params, struct kv_slots *kv,
+                   struct err *err);
+void scheduler_release(struct scheduler *s);
+
+/* Could it run alone? If not, it must not be added. */
+bool scheduler_could_hold(const struct scheduler *s, const struct sched_seq *seq);
+
+/* Queues a sequence. */
+void scheduler_add(struct scheduler *s, struct sched_seq *seq);
+
+/* Takes a sequence out in whatever state it is and gives its pages back. Not between plan and done. */
+void scheduler_remove(struct scheduler *s, struct sched_seq *seq);
+
+/*
+ * The next step, borrowed until the next call; n_rows is 0 when nothing can run. Slots are seated
+ * and pages taken when it returns. Each must be followed by scheduler_done() if it is computed.
+ */
+const struct sched_step *scheduler_plan(struct scheduler *s);
+
+/* The step was computed: its rows' keys are in the pages. */
+void scheduler_done(struct scheduler *s);
+
+/* The sequence has one more token, sampled from its last row. */
+void scheduler_push_token(struct sched_seq *seq);
+
+#endif
