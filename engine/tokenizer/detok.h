@@ -28,11 +28,11 @@ struct tokenizer;
 
 struct detok { /* fields are private */
     const struct tokenizer *tok;
-    struct strbuf bytes; /* bytes that do not yet make a character, or a run of byte tokens */
-    struct strbuf token; /* scratch */
-    struct strbuf held;  /* text that a later stage may still drop */
-    size_t n_tokens;     /* tokens seen by the first stage, 0 at the start of a text */
-    int stripped[DETOK_MAX_STEPS]; /* by step: leading characters dropped so far; -1 when done */
+    struct strbuf bytes; /* of a character that is not complete, or of a run of byte tokens */
+    size_t n_valid;      /* first bytes of them that are complete characters */
+    struct strbuf held;  /* text that a later token decides about */
+    struct strbuf scratch[DETOK_MAX_STEPS];
+    int state[DETOK_MAX_STEPS]; /* by step: whether, or how much of, the beginning is over */
     bool skip_special, run_is_bad, unbounded;
 };
 

@@ -40,8 +40,11 @@ static int take_content(struct step *step, const json_t *json, const char *key, 
         return rc;
     if (!text)
         return err_set(err, ERR_PARSE, "normalizer %s: no %s", component_type(json), key);
-    step->content = strndup(text, step->content_len);
-    return step->content ? 0 : err_set(err, ERR_NO_ROOM, "out of memory");
+    step->content = malloc(step->content_len + 1);
+    if (!step->content)
+        return err_set(err, ERR_NO_ROOM, "out of memory");
+    memcpy(step->content, text, step->content_len + 1); /* may hold a NUL */
+    return 0;
 }
 
 static int step_parse(struct step *step, const json_t *json, struct err *err)

@@ -94,6 +94,11 @@ void split_regex_free(struct split_regex *re)
     free(re);
 }
 
+bool split_regex_is_literal(const struct split_regex *re)
+{
+    return !re->code;
+}
+
 struct split_matcher *split_matcher_new(void)
 {
     struct split_matcher *m = calloc(1, sizeof(*m));

@@ -29,6 +29,9 @@ int split_regex_new_literal(struct split_regex **out, const char *text, size_t l
                             struct err *err);
 void split_regex_free(struct split_regex *re);
 
+/* A literal is searched without a matcher. */
+bool split_regex_is_literal(const struct split_regex *re);
+
 /* NULL when memory is out. */
 struct split_matcher *split_matcher_new(void);
 void split_matcher_free(struct split_matcher *m);
