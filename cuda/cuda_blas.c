@@ -1,0 +1,229 @@
+/*
+ * cuda_blas - products of prompt rows through cuBLASLt.
+ *
+ * The library is over 500 MB, so it is opened at run time and only when a GPU is. One algorithm is
+ * chosen a shape (n_out, n_in, epilogue), for a nominal number of rows and without split-K, and kept:
+ * the order of a row's sums then does not depend on how many rows come with it. cuBLASLt is
+ * column-major: our out[rows, n_out] = x w^T is its D[n_out, rows] = A^T B with A = w, B = x.
+ */
+#include "cuda/cuda_backend.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#define WORKSPACE_BYTES ((size_t)32 << 20) /* what cuBLAS recommends for sm_90 */
+#define NOMINAL_ROWS    2048               /* the shape that algorithms are chosen for: a full chunk */
+#define MAX_SHAPES      64                 /* a model has four; tests try more */
+
+struct lt_api {
+    cublasStatus_t (*create)(cublasLtHandle_t *handle);
+    cublasStatus_t (*destroy)(cublasLtHandle_t handle);
+    cublasStatus_t (*desc_init)(cublasLtMatmulDesc_t desc, size_t size, cublasComputeType_t compute,
+                                cudaDataType_t scale);
+    cublasStatus_t (*desc_set)(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attr,
+                               const void *buf, size_t size);
+    cublasStatus_t (*layout_init)(cublasLtMatrixLayout_t layout, size_t size, cudaDataType type,
+                                  uint64_t rows, uint64_t cols, int64_t ld);
+    cublasStatus_t (*pref_init)(cublasLtMatmulPreference_t pref, size_t size);
+    cublasStatus_t (*pref_set)(cublasLtMatmulPreference_t pref,
+                               cublasLtMatmulPreferenceAttributes_t attr, const void *buf,
+                               size_t size);
+    cublasStatus_t (*heuristic)(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                cublasLtMatmulPreference_t pref, int n_wanted,
+                                cublasLtMatmulHeuristicResult_t *results, int *n_found);
+    cublasStatus_t (*matmul)(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha,
+                             const void *a, cublasLtMatrixLayout_t a_layout, const void *b,
+                             cublasLtMatrixLayout_t b_layout, const void *beta, const void *c,
+                             cublasLtMatrixLayout_t c_layout, void *d,
+                             cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo,
+                             void *workspace, size_t workspace_bytes, cudaStream_t stream);
+};
+
+struct lt_shape {
+    int n_out, n_in;
+    bool residual;
+    cublasLtMatmulAlgo_t algo;
+};
+
+struct cuda_blas {
+    void *library;
+    struct lt_api api;
+    cublasLtHandle_t handle;
+    void *workspace;
+    struct lt_shape shapes[MAX_SHAPES];
+    int n_shapes;
+};
+
+/* A function of the table, and what follows from its failure. */
+#define LT_TRY(err, blas, function, ...)                                                           \
+    do {                                                                                           \
+        cublasStatus_t lt_try_rc_ = (blas)->api.function(__VA_ARGS__);                             \
+        if (lt_try_rc_ != CUBLAS_STATUS_SUCCESS)                                                   \
+            return err_set(err, ERR_DEVICE, "cuBLASLt: %s: status %d", #function, (int)lt_try_rc_); \
+    } while (0)
+
+static int symbols_load(struct cuda_blas *blas, struct err *err)
+{
+    struct {
+        const char *name;
+        void **to;
+    } list[] = {
+        {"cublasLtCreate", (void **)&blas->api.create},
+        {"cublasLtDestroy", (void **)&blas->api.destroy},
+        {"cublasLtMatmulDescInit_internal", (void **)&blas->api.desc_init},
+        {"cublasLtMatmulDescSetAttribute", (void **)&blas->api.desc_set},
+        {"cublasLtMatrixLayoutInit_internal", (void **)&blas->api.layout_init},
+        {"cublasLtMatmulPreferenceInit_internal", (void **)&blas->api.pref_init},
+        {"cublasLtMatmulPreferenceSetAttribute", (void **)&blas->api.pref_set},
+        {"cublasLtMatmulAlgoGetHeuristic", (void **)&blas->api.heuristic},
+        {"cublasLtMatmul", (void **)&blas->api.matmul},
+    };
+
+    for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++) {
+        *list[i].to = dlsym(blas->library, list[i].name);
+        if (!*list[i].to)
+            return err_set(err, ERR_DEVICE, "cuBLASLt: the library has no %s", list[i].name);
+    }
+    return 0;
+}
+
+int cuda_blas_open(struct cuda_blas **out, struct cuda_backend *cb, struct err *err)
+{
+    struct cuda_blas *blas = calloc(1, sizeof(*blas));
+    cudaError_t cuda_rc;
+    int rc;
+
+    (void)cb;
+    if (!blas)
+        return err_set(err, ERR_NO_ROOM, "cuBLASLt: out of memory");
+    blas->library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
+    if (!blas->library) {
+        rc = err_set(err, ERR_DEVICE, "CUDA: cuBLASLt 13 is needed and was not found: %s "
+                     "(install CUDA 13's libcublas or set LD_LIBRARY_PATH)", dlerror());
+        goto out;
+    }
+    rc = symbols_load(blas, err);
+    if (rc < 0)
+        goto out;
+    if (blas->api.create(&blas->handle) != CUBLAS_STATUS_SUCCESS) {
+        rc = err_set(err, ERR_DEVICE, "cuBLASLt: cannot be initialised on this GPU");
+        goto out;
+    }
+    cuda_rc = cudaMalloc(&blas->workspace, WORKSPACE_BYTES);
+    if (cuda_rc != cudaSuccess) {
+        rc = cuda_fail(err, cuda_rc, "cuBLASLt workspace");
+        goto out;
+    }
+    *out = blas;
+    blas = NULL; /* the caller owns it now */
+out:
+    cuda_blas_close(blas);
+    return rc;
+}
+
+void cuda_blas_close(struct cuda_blas *blas)
+{
+    if (!blas)
+        return;
+    cudaFree(blas->workspace);
+    if (blas->handle)
+        blas->api.destroy(blas->handle);
+    if (blas->library)
+        dlclose(blas->library);
+    free(blas);
+}
+
+/* The descriptors of one product; they live on the caller's stack. */
+struct lt_product {
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t w, x, out;
+};
+
+static int product_init(struct cuda_blas *blas, struct lt_product *p, enum dtype dtype,
+                        const struct gemm_args *a, int n_rows, struct err *err)
+{
+    cudaDataType type = dtype == DTYPE_F32 ? CUDA_R_32F : dtype == DTYPE_BF16 ? CUDA_R_16BF
+                                                                              : CUDA_R_16F;
+    cublasOperation_t trans = CUBLAS_OP_T;
+
+    LT_TRY(err, blas, desc_init, &p->desc, sizeof(p->desc), CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    LT_TRY(err, blas, desc_set, &p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof(trans));
+    LT_TRY(err, blas, layout_init, &p->w, sizeof(p->w), type, a->w->n_in, a->w->n_out, a->w->n_in);
+    LT_TRY(err, blas, layout_init, &p->x, sizeof(p->x), type, a->w->n_in, n_rows, a->w->n_in);
+    LT_TRY(err, blas, layout_init, &p->out, sizeof(p->out), type, a->w->n_out, n_rows, a->w->n_out);
+    return 0;
+}
+
+/* The algorithm of a shape, chosen once. */
+static int shape_find(struct cuda_blas *blas, enum dtype dtype, const struct gemm_args *a,
+                      const struct lt_shape **out, struct err *err)
+{
+    bool residual = a->epilogue == GEMM_RESIDUAL;
+    size_t workspace = WORKSPACE_BYTES;
+    uint32_t no_split_k = CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint32_t alignment = 16; /* rows start at multiples of 8 elements, not of 256 bytes */
+    static const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    cublasLtMatmulPreferenceOpaque_t pref;
+    cublasLtMatmulHeuristicResult_t found;
+    struct lt_product p;
+    struct lt_shape *s;
+    int n_found = 0, rc;
+
+    for (int i = 0; i < blas->n_shapes; i++) {
+        s = &blas->shapes[i];
+        if (s->n_out == a->w->n_out && s->n_in == a->w->n_in && s->residual == residual) {
+            *out = s;
+            return 0;
+        }
+    }
+    if (blas->n_shapes == MAX_SHAPES)
+        return err_set(err, ERR_UNSUPPORTED, "cuBLASLt: more than %d shapes of products", MAX_SHAPES);
+    rc = product_init(blas, &p, dtype, a, NOMINAL_ROWS, err);
+    if (rc < 0)
+        return rc;
+    LT_TRY(err, blas, pref_init, &pref, sizeof(pref));
+    LT_TRY(err, blas, pref_set, &pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+           sizeof(workspace));
+    LT_TRY(err, blas, pref_set, &pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split_k,
+           sizeof(no_split_k));
+    for (int i = 0; i < 4; i++)
+        LT_TRY(err, blas, pref_set, &pref, aligned[i], &alignment, sizeof(alignment));
+    LT_TRY(err, blas, heuristic, blas->handle, &p.desc, &p.w, &p.x, &p.out, &p.out, &pref, 1,
+           &found, &n_found);
+    if (n_found == 0)
+        return err_set(err, ERR_UNSUPPORTED, "cuBLASLt: no algorithm for [%d, %d]", a->w->n_out,
+                       a->w->n_in);
+    s = &blas->shapes[blas->n_shapes++];
+    s->n_out = a->w->n_out;
+    s->n_in = a->w->n_in;
+    s->residual = residual;
+    s->algo = found.algo;
+    *out = s;
+    return 0;
+}
+
+int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *err)
+{
+    struct cuda_blas *blas = cb->blas;
+    const float one = 1, beta = a->epilogue == GEMM_RESIDUAL ? 1 : 0;
+    const struct lt_shape *shape = NULL;
+    struct lt_product p;
+    int rc;
+
+    if (a->n_rows == 0)
+        return 0;
+    rc = shape_find(blas, cb->base.act_dtype, a, &shape, err);
+    if (rc < 0)
+        return rc;
+    rc = product_init(blas, &p, cb->base.act_dtype, a, a->n_rows, err);
+    if (rc < 0)
+        return rc;
+    LT_TRY(err, blas, matmul, blas->handle, &p.desc, &one, a->w->data, &p.w, a->x, &p.x, &beta,
+           a->out, &p.out, a->out, &p.out, &shape->algo, blas->workspace, WORKSPACE_BYTES, cb->stream);
+    return cuda_launched(cb, "cublasLtMatmul", err);
+}

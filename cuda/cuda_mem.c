@@ -1,0 +1,140 @@
+/*
+ * cuda_mem - device memory, copies, and weights on their way from files to the GPU.
+ *
+ * Weights pass through two pinned buffers: one is filled (and converted) while the other is under
+ * way. Engine thread only.
+ */
+#include "base/dtype.h"
+#include "cuda/cuda_backend.h"
+
+#include <string.h>
+
+static struct cuda_backend *of(struct backend *be)
+{
+    return (struct cuda_backend *)be;
+}
+
+int cuda_mem_alloc(struct backend *be, void **out, size_t bytes, struct err *err)
+{
+    cudaError_t rc = cudaMalloc(out, bytes ? bytes : 1);
+
+    if (rc == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); /* it must not be reported again by the next launch */
+        *out = NULL;
+        return err_set(err, ERR_NO_ROOM, "GPU memory: no room for %.1f MB, %.1f MB are free",
+                       (double)bytes / 1e6, (double)cuda_mem_room(be) / 1e6);
+    }
+    return rc == cudaSuccess ? 0 : cuda_fail(err, rc, "cudaMalloc");
+}
+
+void cuda_mem_free(struct backend *be, void *ptr)
+{
+    (void)be;
+    cudaFree(ptr);
+}
+
+/* host is pageable: the driver has copied it when the call returns. */
+int cuda_mem_upload(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err)
+{
+    if (bytes > 0)
+        CUDA_TRY(err, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, of(be)->stream));
+    return 0;
+}
+
+int cuda_mem_download(struct backend *be, void *host, const void *src, size_t bytes,
+                      struct err *err)
+{
+    if (bytes > 0)
+        CUDA_TRY(err, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, of(be)->stream));
+    CUDA_TRY(err, cudaStreamSynchronize(of(be)->stream));
+    return 0;
+}
+
+size_t cuda_mem_room(struct backend *be)
+{
+    size_t n_free = 0, total = 0;
+
+    (void)be;
+    if (cudaMemGetInfo(&n_free, &total) != cudaSuccess)
+        return 0;
+    return n_free;
+}
+
+static int weight_alloc(struct backend *be, struct weight *w, int n_out, int n_in, enum dtype dtype,
+                        struct err *err)
+{
+    memset(w, 0, sizeof(*w));
+    w->dtype = dtype;
+    w->n_out = n_out;
+    w->n_in = n_in;
+    return cuda_mem_alloc(be, &w->data, (size_t)n_out * n_in * dtype_bytes(dtype), err);
+}
+
+/* Copies n elements to dst, converted; *turn says which staging buffer is next. */
+static int stage_part(struct cuda_backend *cb, char *dst, enum dtype dtype, const char *src,
+                      enum dtype src_dtype, size_t n, int *turn, struct err *err)
+{
+    size_t at_once = CUDA_STAGING_BYTES / dtype_bytes(dtype);
+
+    for (size_t done = 0; done < n; done += at_once) {
+        size_t now = n - done < at_once ? n - done : at_once;
+        int b = *turn;
+
+        *turn ^= 1;
+        CUDA_TRY(err, cudaEventSynchronize(cb->staging_free[b]));
+        dtype_convert(cb->staging[b], dtype, src + done * dtype_bytes(src_dtype), src_dtype, now);
+        CUDA_TRY(err, cudaMemcpyAsync(dst + done * dtype_bytes(dtype), cb->staging[b],
+                                      now * dtype_bytes(dtype), cudaMemcpyHostToDevice, cb->stream));
+        CUDA_TRY(err, cudaEventRecord(cb->staging_free[b], cb->stream));
+    }
+    return 0;
+}
+
+int cuda_mem_weight_load(struct backend *be, struct weight *w, const struct weight_part *parts,
+                         int n_parts, enum dtype dtype, bool is_matrix, struct err *err)
+{
+    int n_out = 0, turn = 0, rc;
+    char *dst;
+
+    for (int i = 0; i < n_parts; i++)
+        n_out += parts[i].n_out;
+    if (!is_matrix)
+        dtype = DTYPE_F32; /* gains and biases */
+    rc = weight_alloc(be, w, n_out, parts[0].n_in, dtype, err);
+    if (rc < 0)
+        return rc;
+    dst = w->data;
+    for (int i = 0; i < n_parts && rc == 0; i++) {
+        size_t n = (size_t)parts[i].n_out * parts[i].n_in;
+
+        rc = stage_part(of(be), dst, dtype, parts[i].host, parts[i].dtype, n, &turn, err);
+        dst += n * dtype_bytes(dtype);
+    }
+    if (rc < 0)
+        cuda_mem_weight_free(be, w);
+    return rc;
+}
+
+int cuda_mem_weight_random(struct backend *be, struct weight *w, int n_out, int n_in,
+                           enum dtype dtype, bool is_matrix, uint64_t seed, uint32_t stream,
+                           float scale, float offset, struct err *err)
+{
+    int rc;
+
+    if (!is_matrix)
+        dtype = DTYPE_F32;
+    rc = weight_alloc(be, w, n_out, n_in, dtype, err);
+    if (rc < 0)
+        return rc;
+    rc = weight_random_launch(of(be), w->data, (int64_t)n_out * n_in, dtype, seed, stream, scale,
+                              offset, err);
+    if (rc < 0)
+        cuda_mem_weight_free(be, w);
+    return rc;
+}
+
+void cuda_mem_weight_free(struct backend *be, struct weight *w)
+{
+    cuda_mem_free(be, w->data);
+    memset(w, 0, sizeof(*w));
+}
