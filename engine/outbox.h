@@ -1,0 +1,78 @@
+/*
+ * outbox - what the engine thread has to tell, one record a request.
+ *
+ * The engine thread appends; one poller at a time collects. Each record has two sides: the engine
+ * writes one while the poller reads the other, so neither waits for the other and a poller that
+ * stays away finds one long event later. The lock `mu` guards the list and every field of a record
+ * but the side that is being read.
+ */
+#ifndef OUTBOX_H
+#define OUTBOX_H
+
+#include "base/strbuf.h"
+#include "engine/engine.h"
+
+#include <pthread.h>
+
+struct outbox_side {
+    struct strbuf text;
+    struct engine_token *tokens; /* [max_tokens] touched only as far as it was ever filled */
+    int n_tokens;
+};
+
+struct outbox_record { /* fields are private */
+    struct outbox_side side[2];
+    int write_side, max_tokens;
+    struct engine_token *prompt_tokens; /* [n_prompt_tokens] until handed out */
+    bool listed, prompt_ready, text_lost;
+    struct engine_event head; /* what is not in a side */
+    struct outbox_record *next;
+};
+
+struct outbox { /* fields are private */
+    pthread_mutex_t mu;
+    pthread_cond_t has_news;
+    struct outbox_record *first, *last;
+    int n_listed;
+};
+
+void outbox_init(struct outbox *o);
+void outbox_release(struct outbox *o);
+
+/* Room for max_tokens in each side. prompt_tokens is malloc'ed and consumed, or NULL. */
+int outbox_record_init(struct outbox_record *r, uint64_t id, void *user, int n_prompt,
+                       int max_tokens, struct engine_token *prompt_tokens, struct err *err);
+void outbox_record_release(struct outbox_record *r);
+
+/* What a step added to a request. Times of 0 leave what was there. */
+struct outbox_news {
+    const char *text; /* borrowed; the tokens' text_at count from its start */
+    size_t text_len;
+    const struct engine_token *tokens;
+    int n_tokens, n_completion_tokens;
+    bool prompt_ready;
+    enum finish_reason finish;
+    int32_t stop_token;      /* with FINISH_STOP; else -1 */
+    const char *stop_string; /* borrowed, lives as long as the record */
+    const char *error;       /* likewise */
+    int64_t start_ns, first_token_ns, last_token_ns;
+};
+
+/* Engine thread. After the news with a finish reason the record belongs to the poller. */
+void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_news *news);
+
+/* Wakes outbox_wait(). */
+void outbox_signal(struct outbox *o);
+
+/*
+ * Takes the next record with news: *event is valid until outbox_taken(). NULL when there is none.
+ */
+struct outbox_record *outbox_take(struct outbox *o, struct engine_event *event);
+
+/* The event was handled: its side may be written again. */
+void outbox_taken(struct outbox *o, struct outbox_record *r);
+
+int outbox_n_listed(struct outbox *o);
+bool outbox_wait(struct outbox *o, int64_t timeout_ns);
+
+#endif

@@ -1,0 +1,465 @@
+/*
+ * request - one generation. See request.h.
+ */
+#include "engine/request.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "engine/tokenizer/tokenizer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PRIME_TOKENS 16 /* of the prompt: the longest character that a token border can cut */
+
+void sampling_params_init(struct sampling_params *p)
+{
+    *p = (struct sampling_params){.temperature = 1.0f,
+                                  .top_p = 1.0f,
+                                  .repetition_penalty = 1.0f,
+                                  .max_tokens = 16,
+                                  .skip_special = true,
+                                  .n_logprobs = -1,
+                                  .n_prompt_logprobs = -1};
+}
+
+/* Written so that NaN fails. */
+static int check_range(const char *name, double value, double lo, double hi, struct err *err)
+{
+    if (value >= lo && value <= hi)
+        return 0;
+    return err_set(err, ERR_INVALID, "%s is %g, must be in %g..%g", name, value, lo, hi);
+}
+
+static int check_numbers(const struct sampling_params *p, struct err *err)
+{
+    const struct {
+        const char *name;
+        double value, lo, hi;
+    } bounds[] = {
+        {"temperature", (double)p->temperature, 0, 1e6},
+        {"top_p", (double)p->top_p, 0, 1},
+        {"min_p", (double)p->min_p, 0, 1},
+        {"top_k", p->top_k, 0, INT32_MAX},
+        {"repetition_penalty", (double)p->repetition_penalty, 1e-6, 1e6},
+        {"presence_penalty", (double)p->presence_penalty, -2, 2},
+        {"frequency_penalty", (double)p->frequency_penalty, -2, 2},
+        {"max_tokens", p->max_tokens, 0, INT32_MAX},
+        {"min_tokens", p->min_tokens, 0, p->max_tokens},
+        {"logprobs", p->n_logprobs, -1, ENGINE_MAX_TOP},
+        {"prompt_logprobs", p->n_prompt_logprobs, -1, ENGINE_MAX_TOP},
+        {"number of stop strings", p->n_stop, 0, ENGINE_MAX_STOPS},
+        {"number of stop token ids", p->n_stop_ids, 0, ENGINE_MAX_STOP_IDS},
+        {"number of logit_bias entries", p->n_bias, 0, REQUEST_MAX_BIAS},
+    };
+
+    for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
+        int rc = check_range(bounds[i].name, bounds[i].value, bounds[i].lo, bounds[i].hi, err);
+
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int check_lists(const struct sampling_params *p, const struct request_env *env,
+                       struct err *err)
+{
+    for (int i = 0; i < p->n_stop; i++) {
+        if (!p->stop[i] || !*p->stop[i])
+            return err_set(err, ERR_INVALID, "stop[%d] is empty", i);
+    }
+    for (int i = 0; i < p->n_stop_ids; i++) {
+        if (p->stop_ids[i] < 0 || p->stop_ids[i] >= env->vocab_size)
+            return err_set(err, ERR_INVALID, "stop_token_ids[%d] is %d, must be in 0..%d", i,
+                           (int)p->stop_ids[i], env->vocab_size - 1);
+    }
+    for (int i = 0; i < p->n_bias; i++) {
+        int rc;
+
+        if (p->bias[i].token < 0 || p->bias[i].token >= env->vocab_size)
+            return err_set(err, ERR_INVALID, "logit_bias names token %d, must be in 0..%d",
+                           (int)p->bias[i].token, env->vocab_size - 1);
+        rc = check_range("logit_bias value", (double)p->bias[i].value, -100, 100, err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int check_request(const struct engine_request *req, const struct request_env *env,
+                         struct err *err)
+{
+    const struct sampling_params *p = &req->sampling;
+    int rc = check_numbers(p, err);
+
+    if (rc == 0)
+        rc = check_lists(p, env, err);
+    if (rc < 0)
+        return rc;
+    if (req->n_prompt < 1)
+        return err_set(err, ERR_INVALID, "the prompt is empty");
+    if ((int64_t)req->n_prompt + p->max_tokens > env->max_seq_len)
+        return err_set(err, ERR_CONTEXT,
+                       "the context is %d tokens, but %lld were asked for: %d in the prompt and "
+                       "%d for the completion",
+                       env->max_seq_len, (long long)req->n_prompt + p->max_tokens, req->n_prompt,
+                       p->max_tokens);
+    for (int i = 0; i < req->n_prompt; i++) {
+        if (req->prompt[i] < 0 || req->prompt[i] >= env->vocab_size)
+            return err_set(err, ERR_INVALID, "prompt token %d is %d, must be in 0..%d", i,
+                           (int)req->prompt[i], env->vocab_size - 1);
+    }
+    return 0;
+}
+
+static int no_room(struct err *err)
+{
+    return err_set(err, ERR_NO_ROOM, "no memory for the request");
+}
+
+static void counts_add(struct token_counts *c, int32_t token, bool generated)
+{
+    uint32_t mask, at;
+
+    if (!c->n_index)
+        return;
+    mask = (uint32_t)c->n_index - 1;
+    for (at = (uint32_t)token * 2654435761u & mask; c->index[at]; at = (at + 1) & mask) {
+        if (c->rows[c->index[at] - 1].token == token) {
+            c->rows[c->index[at] - 1].n_generated += generated;
+            return;
+        }
+    }
+    c->rows[c->n_rows++] = (struct sample_seen){.token = token, .n_generated = generated};
+    c->index[at] = c->n_rows;
+}
+
+static int counts_init(struct request *r, struct err *err)
+{
+    const struct sampling_params *p = &r->sampling;
+    struct token_counts *c = &r->counts;
+    int n_max = r->seq.need.n_limit < r->env->vocab_size ? r->seq.need.n_limit
+                                                         : r->env->vocab_size;
+
+    if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
+        p->frequency_penalty == 0.0f)
+        return 0;
+    c->n_index = 16;
+    while (c->n_index < 2 * n_max)
+        c->n_index *= 2;
+    c->rows = arena_array(&r->arena, (size_t)n_max, sizeof(*c->rows));
+    c->index = arena_array(&r->arena, (size_t)c->n_index, sizeof(*c->index));
+    if (!c->rows || !c->index)
+        return no_room(err);
+    for (int i = 0; i < r->seq.n_prompt; i++)
+        counts_add(c, r->tokens[i], false);
+    r->seq.n_seen_max = n_max;
+    return 0;
+}
+
+static bool ends_with(const struct request *r, int32_t token)
+{
+    for (int i = 0; !r->sampling.ignore_eos && i < r->env->n_eos; i++) {
+        if (r->env->eos_ids[i] == token)
+            return true;
+    }
+    for (int i = 0; i < r->sampling.n_stop_ids; i++) {
+        if (r->sampling.stop_ids[i] == token)
+            return true;
+    }
+    return false;
+}
+
+static void ban(struct request *r, int32_t token)
+{
+    for (int i = 0; i < r->n_bias_min; i++) {
+        if (r->bias_min[i].token == token) {
+            r->bias_min[i].value = -INFINITY;
+            return;
+        }
+    }
+    r->bias_min[r->n_bias_min++] = (struct sample_bias){.token = token, .value = -INFINITY};
+}
+
+static int bias_init(struct request *r, const struct engine_bias *bias, struct err *err)
+{
+    const struct request_env *env = r->env;
+    int n = r->sampling.n_bias;
+    int n_all = n + env->n_eos + r->sampling.n_stop_ids;
+
+    r->bias = arena_array(&r->arena, (size_t)n, sizeof(*r->bias));
+    r->bias_min = arena_array(&r->arena, (size_t)n_all, sizeof(*r->bias_min));
+    if (!r->bias || !r->bias_min)
+        return no_room(err);
+    for (int i = 0; i < n; i++)
+        r->bias[i] = (struct sample_bias){.token = bias[i].token, .value = bias[i].value};
+    r->n_bias = r->n_bias_min = n;
+    memcpy(r->bias_min, r->bias, (size_t)n * sizeof(*r->bias));
+    for (int i = 0; !r->sampling.ignore_eos && i < env->n_eos; i++)
+        ban(r, env->eos_ids[i]);
+    for (int i = 0; i < r->sampling.n_stop_ids; i++)
+        ban(r, r->sampling.stop_ids[i]);
+    return 0;
+}
+
+static int geometry_init(struct request *r, struct err *err)
+{
+    const struct request_env *env = r->env;
+    const struct kv_shape *shape = &env->shape;
+    int n_limit = r->seq.n_prompt + r->sampling.max_tokens;
+    struct kv_geom *geom =
+        arena_array(&r->arena, (size_t)kv_shape_heads(shape), sizeof(*geom));
+    int32_t *window =
+        arena_array(&r->arena, (size_t)shape->n_layers * shape->n_heads, sizeof(*window));
+
+    if (!geom || !window)
+        return no_room(err);
+    kv_layout_geometry(shape, env->plan->rules, env->plan_length ? env->plan_length : n_limit,
+                       env->convention, geom, window);
+    kv_need_init(&r->seq.need, shape, geom, window, n_limit);
+    return 0;
+}
+
+static int text_init(struct request *r, const struct sampling_params *p, struct err *err)
+{
+    int n_prime = r->seq.n_prompt < PRIME_TOKENS ? r->seq.n_prompt : PRIME_TOKENS;
+    size_t n_held = p->n_stop ? (size_t)p->max_tokens + 1 : 1;
+    int rc = stop_match_init(&r->stops, &r->arena, p->stop, p->n_stop, err);
+
+    if (rc < 0)
+        return rc;
+    r->held = calloc(n_held, sizeof(*r->held));
+    if (!r->held || !strbuf_grow(&r->pending, 256))
+        return no_room(err);
+    if (r->env->tokenizer) {
+        detok_init(&r->detok, r->env->tokenizer, p->skip_special, n_prime == r->seq.n_prompt);
+        detok_prime(&r->detok, &r->tokens[r->seq.n_prompt - n_prime], (size_t)n_prime);
+    }
+    return 0;
+}
+
+static int record_init(struct request *r, const struct engine_request *req, struct err *err)
+{
+    int rc;
+
+    if (req->sampling.n_prompt_logprobs >= 0) {
+        r->prompt_tokens = calloc((size_t)req->n_prompt, sizeof(*r->prompt_tokens));
+        if (!r->prompt_tokens)
+            return no_room(err);
+        for (int i = 0; i < req->n_prompt; i++)
+            r->prompt_tokens[i] = (struct engine_token){.id = req->prompt[i], .logprob = NAN};
+    }
+    rc = outbox_record_init(&r->out, r->id, req->user, req->n_prompt, req->sampling.max_tokens,
+                            r->prompt_tokens, err);
+    r->out.head.submit_ns = r->submit_ns;
+    return rc;
+}
+
+int request_new(struct request **out, const struct request_env *env,
+                const struct engine_request *req, uint64_t id, struct err *err)
+{
+    int64_t n_limit = (int64_t)req->n_prompt + req->sampling.max_tokens;
+    struct request *r;
+    int32_t *stop_ids;
+    int rc = check_request(req, env, err);
+
+    if (rc < 0)
+        return rc;
+    r = calloc(1, sizeof(*r));
+    if (!r)
+        return no_room(err);
+    strbuf_init(&r->pending);
+    atomic_init(&r->cancel, false);
+    r->env = env;
+    r->id = id;
+    r->submit_ns = clock_ns();
+    r->sampling = req->sampling;
+    /* Tokens and their counts take under 40 bytes each; the rest is heads and stop strings. */
+    arena_init(&r->arena, (size_t)n_limit * 40 + (16u << 20), 0);
+    r->tokens = arena_array(&r->arena, (size_t)n_limit, sizeof(*r->tokens));
+    stop_ids = arena_array(&r->arena, (size_t)req->sampling.n_stop_ids, sizeof(*stop_ids));
+    if (!r->tokens || !stop_ids) {
+        rc = no_room(err);
+        goto out;
+    }
+    memcpy(r->tokens, req->prompt, (size_t)req->n_prompt * sizeof(*r->tokens));
+    if (req->sampling.n_stop_ids)
+        memcpy(stop_ids, req->sampling.stop_ids,
+               (size_t)req->sampling.n_stop_ids * sizeof(*stop_ids));
+    r->sampling.stop_ids = stop_ids;
+    r->sampling.stop = NULL; /* the matcher has its own copy */
+    r->sampling.bias = NULL; /* so has r->bias */
+    r->seq.owner = r;
+    r->seq.tokens = r->tokens;
+    r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
+    r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
+    r->seq.slot = -1;
+    rc = geometry_init(r, err);
+    if (rc == 0)
+        rc = counts_init(r, err);
+    if (rc == 0)
+        rc = bias_init(r, req->sampling.bias, err);
+    if (rc == 0)
+        rc = text_init(r, &req->sampling, err);
+    if (rc == 0)
+        rc = record_init(r, req, err);
+    if (rc < 0)
+        goto out;
+    *out = r;
+    r = NULL;
+out:
+    request_free(r);
+    return rc;
+}
+
+void request_free(struct request *r)
+{
+    if (!r)
+        return;
+    if (r->detok.tok)
+        detok_release(&r->detok);
+    outbox_record_release(&r->out);
+    strbuf_release(&r->pending);
+    free(r->held);
+    arena_release(&r->arena);
+    free(r);
+}
+
+/* Tells the tokens whose text is free, all of it when the request ends. */
+static void tell(struct request *r, struct outbox *o, struct outbox_news *news)
+{
+    size_t n_free = r->pending.len - (news->finish ? 0 : stop_match_held(&r->stops));
+    size_t n_bytes = 0;
+    int n = 0;
+
+    while (n < r->n_held && (size_t)(r->held[n].text_at + r->held[n].text_len) <= n_free) {
+        n_bytes = (size_t)(r->held[n].text_at + r->held[n].text_len);
+        n++;
+    }
+    if (news->finish) {
+        CHECK(n == r->n_held);
+        n_bytes = r->pending.len;
+    }
+    if (n == 0 && !news->finish && !news->prompt_ready)
+        return;
+    news->text = r->pending.buf;
+    news->text_len = n_bytes;
+    news->tokens = r->held;
+    news->n_tokens = n;
+    news->n_completion_tokens = request_n_generated(r);
+    news->start_ns = r->start_ns;
+    news->first_token_ns = r->first_token_ns;
+    news->last_token_ns = r->last_token_ns;
+    if (news->finish) {
+        /* From here on the poller may free the request. */
+        outbox_add(o, &r->out, news);
+        return;
+    }
+    outbox_add(o, &r->out, news);
+    strbuf_drop(&r->pending, n_bytes);
+    r->n_held -= n;
+    memmove(r->held, r->held + n, (size_t)r->n_held * sizeof(*r->held));
+    for (int i = 0; i < r->n_held; i++)
+        r->held[i].text_at -= (int)n_bytes;
+}
+
+/* Cuts the pending text, and the tokens' shares of it, to n bytes. */
+static void cut_pending(struct request *r, size_t n)
+{
+    strbuf_truncate(&r->pending, n);
+    for (int i = 0; i < r->n_held; i++) {
+        struct engine_token *t = &r->held[i];
+
+        if ((size_t)t->text_at > n)
+            t->text_at = (int)n;
+        if ((size_t)(t->text_at + t->text_len) > n)
+            t->text_len = (int)(n - (size_t)t->text_at);
+    }
+}
+
+/* Looks for stop strings in pending text from `at` on. True when one ended the text. */
+static bool match_stops(struct request *r, size_t at, struct outbox_news *news)
+{
+    bool honour = request_n_generated(r) > r->sampling.min_tokens;
+    struct stop_hit hit;
+    size_t end;
+
+    if (!stop_match_feed(&r->stops, r->pending.buf + at, r->pending.len - at, honour, &hit))
+        return false;
+    end = at + hit.end;
+    cut_pending(r, r->sampling.include_stop ? end : end - hit.len);
+    news->finish = FINISH_STOP;
+    news->stop_string = stop_match_string(&r->stops, hit.which);
+    return true;
+}
+
+/* Text that never became whole characters belongs to the last token. */
+static bool flush_text(struct request *r, struct outbox_news *news)
+{
+    size_t at = r->pending.len;
+
+    if (!r->env->tokenizer)
+        return false;
+    detok_finish(&r->detok, &r->pending);
+    if (r->n_held)
+        r->held[r->n_held - 1].text_len += (int)(r->pending.len - at);
+    return match_stops(r, at, news);
+}
+
+enum finish_reason request_push_token(struct request *r, struct outbox *o,
+                                      const struct engine_token *token, int64_t now_ns)
+{
+    struct outbox_news news = {.finish = FINISH_NONE, .stop_token = -1};
+    bool is_end = ends_with(r, token->id);
+    enum finish_reason finish;
+    struct engine_token *held;
+    size_t at = r->pending.len;
+
+    CHECK(r->seq.n_tokens < r->seq.need.n_limit);
+    r->tokens[r->seq.n_tokens] = token->id;
+    scheduler_push_token(&r->seq);
+    counts_add(&r->counts, token->id, true);
+    if (!r->first_token_ns)
+        r->first_token_ns = now_ns;
+    r->last_token_ns = now_ns;
+    held = &r->held[r->n_held++];
+    *held = *token;
+    if (r->env->tokenizer && (!is_end || r->sampling.include_stop))
+        detok_push(&r->detok, token->id, &r->pending);
+    held->text_at = (int)at;
+    held->text_len = (int)(r->pending.len - at);
+    if (match_stops(r, at, &news)) {
+        /* A stop string that this token completed counts before the token itself. */
+    } else if (is_end && !flush_text(r, &news)) {
+        news.finish = FINISH_STOP;
+        news.stop_token = token->id;
+    } else if (!is_end && r->seq.n_tokens == r->seq.need.n_limit && !flush_text(r, &news)) {
+        news.finish = FINISH_LENGTH;
+    }
+    finish = news.finish;
+    tell(r, o, &news); /* after a finish the poller may free r at once */
+    return finish;
+}
+
+void request_finish(struct request *r, struct outbox *o, enum finish_reason reason,
+                    const char *error)
+{
+    struct outbox_news news = {.finish = reason, .stop_token = -1, .error = error};
+
+    CHECK(reason != FINISH_NONE);
+    if (r->env->tokenizer)
+        flush_text(r, &news);
+    news.finish = reason;
+    news.stop_string = NULL;
+    tell(r, o, &news);
+}
+
+void request_tell_prompt(struct request *r, struct outbox *o)
+{
+    struct outbox_news news = {.prompt_ready = true, .stop_token = -1};
+
+    r->prompt_told = true;
+    tell(r, o, &news);
+}

@@ -1,0 +1,99 @@
+/*
+ * request - one generation: what was asked for, what was generated, and what may be told of it.
+ *
+ * Made on the caller's thread by request_new(), which checks everything a client can get wrong and
+ * takes all the memory that the request will need. From then on the engine thread owns it, but for
+ * `cancel`; with the final event it passes to whoever polls.
+ *
+ *   text     token -> detokenizer -> pending -> outbox. Text that a stop string might begin with
+ *            stays pending, and with it the tokens it came from: a token is told together with its
+ *            text, so what was streamed is always a prefix of the whole.
+ */
+#ifndef REQUEST_H
+#define REQUEST_H
+
+#include "base/arena.h"
+#include "engine/backend.h"
+#include "engine/engine.h"
+#include "engine/outbox.h"
+#include "engine/plan/plan.h"
+#include "engine/scheduler.h"
+#include "engine/stop_match.h"
+#include "engine/tokenizer/detok.h"
+
+#include <stdatomic.h>
+
+struct tokenizer;
+
+#define REQUEST_MAX_BIAS 1024 /* logit_bias entries: more than any client library sends */
+
+/* What all requests of an engine share; fixed after boot. */
+struct request_env {
+    const struct tokenizer *tokenizer; /* NULL: there is no text */
+    const struct plan *plan;
+    struct kv_shape shape;
+    enum kv_convention convention;
+    int plan_length;  /* spans are computed for it; 0: for each request's own length */
+    int vocab_size, max_seq_len;
+    const int *eos_ids; /* [n_eos] */
+    int n_eos;
+};
+
+/* Tokens held so far, each once, for the penalties. Open addressing over `rows`. */
+struct token_counts {
+    struct sample_seen *rows; /* [n_rows] */
+    int32_t *index;           /* [n_index] row + 1, a power of two */
+    int n_rows, n_index;
+};
+
+struct request {
+    struct sched_seq seq; /* seq.owner is the request */
+    struct outbox_record out;
+    struct arena arena;
+    struct sampling_params sampling; /* its pointers lead into the arena */
+    const struct request_env *env;
+    uint64_t id;
+    atomic_bool cancel;
+    int32_t *tokens;             /* [n_prompt + max_tokens] */
+    struct sample_bias *bias;    /* [n_bias] the client's */
+    struct sample_bias *bias_min; /* [n_bias_min] the same, and what min_tokens bans */
+    int n_bias, n_bias_min;
+    struct token_counts counts;  /* empty without penalties */
+    struct engine_token *prompt_tokens; /* [n_prompt] or NULL; owned by `out` */
+    bool prompt_told;
+    struct detok detok;
+    struct stop_match stops;
+    struct strbuf pending;       /* text not yet told */
+    struct engine_token *held;   /* [n_held] tokens not yet told; text_at counts in pending */
+    int n_held;
+    int64_t submit_ns, start_ns, first_token_ns, last_token_ns;
+};
+
+/*
+ * ERR_INVALID names the parameter, its value and its range; ERR_CONTEXT has the arithmetic. The
+ * caller owns *out: request_free().
+ */
+int request_new(struct request **out, const struct request_env *env,
+                const struct engine_request *req, uint64_t id, struct err *err);
+void request_free(struct request *r);
+
+static inline int request_n_generated(const struct request *r)
+{
+    return r->seq.n_tokens - r->seq.n_prompt;
+}
+
+/*
+ * Takes a sampled token, whose id, logprob and top fields are set: appends it, works out its text
+ * and whether it ends the request, and tells the outbox what may be told.
+ */
+enum finish_reason request_push_token(struct request *r, struct outbox *o,
+                                      const struct engine_token *token, int64_t now_ns);
+
+/* Ends the request for another reason; what was held back is told. error is borrowed for good. */
+void request_finish(struct request *r, struct outbox *o, enum finish_reason reason,
+                    const char *error);
+
+/* The logprobs of the prompt are complete. */
+void request_tell_prompt(struct request *r, struct outbox *o);
+
+#endif

@@ -1,0 +1,186 @@
+/*
+ * sampler - the arrays of the sample op. See sampler.h.
+ */
+#include "engine/sampler.h"
+
+#include "base/check.h"
+#include "engine/request.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEV_ROWS, DEV_BIAS, DEV_SEEN, DEV_RESULT, DEV_TOP_TOKEN, DEV_TOP_LOGPROB, DEV_COUNT };
+
+int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,
+                 struct err *err)
+{
+    size_t n = (size_t)params->max_logits;
+    const size_t bytes[DEV_COUNT] = {
+        [DEV_ROWS] = n * sizeof(*s->rows),
+        [DEV_BIAS] = (size_t)params->max_bias * sizeof(*s->bias),
+        [DEV_SEEN] = (size_t)params->max_seen * sizeof(*s->seen),
+        [DEV_RESULT] = n * sizeof(*s->result),
+        [DEV_TOP_TOKEN] = n * ENGINE_MAX_TOP * sizeof(*s->top_token),
+        [DEV_TOP_LOGPROB] = n * ENGINE_MAX_TOP * sizeof(*s->top_logprob),
+    };
+    void *host[DEV_COUNT] = {NULL};
+    int rc = 0;
+
+    *s = (struct sampler){.params = *params, .be = be};
+    for (int i = 0; i < DEV_COUNT; i++)
+        host[i] = calloc(1, bytes[i]);
+    s->rows = host[DEV_ROWS];
+    s->bias = host[DEV_BIAS];
+    s->seen = host[DEV_SEEN];
+    s->result = host[DEV_RESULT];
+    s->top_token = host[DEV_TOP_TOKEN];
+    s->top_logprob = host[DEV_TOP_LOGPROB];
+    for (int i = 0; i < DEV_COUNT && rc == 0; i++) {
+        if (!host[i])
+            rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d rows", params->max_logits);
+        else
+            rc = be->ops->alloc(be, &s->device[i], bytes[i], err);
+    }
+    if (rc < 0)
+        sampler_release(s);
+    return rc;
+}
+
+void sampler_release(struct sampler *s)
+{
+    if (!s || !s->be)
+        return;
+    for (int i = 0; i < DEV_COUNT; i++)
+        s->be->ops->free(s->be, s->device[i]);
+    free(s->rows);
+    free(s->bias);
+    free(s->seen);
+    free(s->result);
+    free(s->top_token);
+    free(s->top_logprob);
+    *s = (struct sampler){0};
+}
+
+void sampler_begin(struct sampler *s)
+{
+    s->n_rows = s->n_bias = s->n_seen = s->max_top = 0;
+}
+
+static struct sample_row *add_row(struct sampler *s, int n_top)
+{
+    CHECK(s->n_rows < s->params.max_logits);
+    if (n_top > s->max_top)
+        s->max_top = n_top;
+    return &s->rows[s->n_rows++];
+}
+
+void sampler_add_draw(struct sampler *s, const struct request *r)
+{
+    const struct sampling_params *p = &r->sampling;
+    bool too_short = request_n_generated(r) < p->min_tokens;
+    const struct sample_bias *bias = too_short ? r->bias_min : r->bias;
+    int n_bias = too_short ? r->n_bias_min : r->n_bias;
+    int n_top = p->n_logprobs > 0 ? p->n_logprobs : 0;
+
+    CHECK(s->n_bias + n_bias <= s->params.max_bias);
+    CHECK(s->n_seen + r->counts.n_rows <= s->params.max_seen);
+    *add_row(s, n_top) = (struct sample_row){.temperature = p->temperature,
+                                             .top_p = p->top_p,
+                                             .min_p = p->min_p,
+                                             .repetition_penalty = p->repetition_penalty,
+                                             .presence_penalty = p->presence_penalty,
+                                             .frequency_penalty = p->frequency_penalty,
+                                             .top_k = p->top_k,
+                                             .seed = p->seed,
+                                             .sample_idx = p->sample_idx,
+                                             .position = r->seq.n_tokens,
+                                             .forced_token = -1,
+                                             .n_top = n_top,
+                                             .bias_at = s->n_bias,
+                                             .n_bias = n_bias,
+                                             .seen_at = s->n_seen,
+                                             .n_seen = r->counts.n_rows};
+    if (n_bias)
+        memcpy(&s->bias[s->n_bias], bias, (size_t)n_bias * sizeof(*bias));
+    s->n_bias += n_bias;
+    if (r->counts.n_rows)
+        memcpy(&s->seen[s->n_seen], r->counts.rows,
+               (size_t)r->counts.n_rows * sizeof(*s->seen));
+    s->n_seen += r->counts.n_rows;
+}
+
+void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
+{
+    int n_top = r->sampling.n_prompt_logprobs;
+
+    CHECK(pos > 0 && pos < r->seq.n_prompt);
+    *add_row(s, n_top) = (struct sample_row){.temperature = 1.0f,
+                                             .top_p = 1.0f,
+                                             .repetition_penalty = 1.0f,
+                                             .position = pos,
+                                             .forced_token = r->tokens[pos],
+                                             .n_top = n_top,
+                                             .bias_at = s->n_bias,
+                                             .seen_at = s->n_seen};
+}
+
+static int upload(struct sampler *s, int which, const void *host, size_t bytes, struct err *err)
+{
+    return bytes ? s->be->ops->upload(s->be, s->device[which], host, bytes, err) : 0;
+}
+
+int sampler_run(struct sampler *s, float *logits, struct err *err)
+{
+    struct sample_args args = {.n_rows = s->n_rows,
+                               .vocab_size = s->params.vocab_size,
+                               .max_top = s->max_top,
+                               .logits = logits,
+                               .rows = s->device[DEV_ROWS],
+                               .bias = s->device[DEV_BIAS],
+                               .seen = s->device[DEV_SEEN],
+                               .result = s->device[DEV_RESULT],
+                               .top_token = s->device[DEV_TOP_TOKEN],
+                               .top_logprob = s->device[DEV_TOP_LOGPROB]};
+    int rc = upload(s, DEV_ROWS, s->rows, (size_t)s->n_rows * sizeof(*s->rows), err);
+
+    if (rc == 0)
+        rc = upload(s, DEV_BIAS, s->bias, (size_t)s->n_bias * sizeof(*s->bias), err);
+    if (rc == 0)
+        rc = upload(s, DEV_SEEN, s->seen, (size_t)s->n_seen * sizeof(*s->seen), err);
+    return rc < 0 ? rc : s->be->ops->sample(s->be, &args, err);
+}
+
+int sampler_fetch(struct sampler *s, struct err *err)
+{
+    const struct backend_ops *ops = s->be->ops;
+    size_t n_top = (size_t)s->n_rows * s->max_top;
+    int rc = ops->download(s->be, s->result, s->device[DEV_RESULT],
+                           (size_t)s->n_rows * sizeof(*s->result), err);
+
+    if (rc == 0 && n_top)
+        rc = ops->download(s->be, s->top_token, s->device[DEV_TOP_TOKEN],
+                           n_top * sizeof(*s->top_token), err);
+    if (rc == 0 && n_top)
+        rc = ops->download(s->be, s->top_logprob, s->device[DEV_TOP_LOGPROB],
+                           n_top * sizeof(*s->top_logprob), err);
+    return rc;
+}
+
+struct engine_token sampler_token(const struct sampler *s, int i, int n_top)
+{
+    struct engine_token token = {.id = s->result[i].token, .logprob = NAN};
+    size_t at = (size_t)i * s->max_top;
+
+    CHECK(i < s->n_rows);
+    CHECK(n_top <= s->max_top || n_top <= 0);
+    if (n_top < 0)
+        return token;
+    token.logprob = s->result[i].logprob;
+    for (int k = 0; k < n_top && s->top_token[at + k] >= 0; k++) {
+        token.top_id[k] = s->top_token[at + k];
+        token.top_logprob[k] = s->top_logprob[at + k];
+        token.n_top++;
+    }
+    return token;
+}

@@ -1,0 +1,53 @@
+/*
+ * sampler - turns what requests asked for into the arrays of the backend's sample op.
+ *
+ * The math is the backend's. Rows are added in the order of the step's logit rows. The arrays are
+ * sized at boot: max_logits rows, every running request's biases, max_seen penalty entries.
+ * Engine thread only.
+ */
+#ifndef SAMPLER_H
+#define SAMPLER_H
+
+#include "engine/backend.h"
+#include "engine/engine.h"
+
+struct request;
+
+struct sampler_params {
+    int max_logits, max_batch, max_bias, max_seen; /* max_bias, max_seen: entries of a step */
+    int vocab_size;
+};
+
+struct sampler {
+    struct sampler_params params;
+    struct backend *be;
+    int n_rows, n_bias, n_seen, max_top; /* of this step */
+    struct sample_row *rows;             /* host [max_logits] */
+    struct sample_bias *bias;            /* host [max_bias] */
+    struct sample_seen *seen;            /* host [max_seen] */
+    struct sample_result *result;        /* host [max_logits] after sampler_run() */
+    int32_t *top_token;                  /* host [max_logits, ENGINE_MAX_TOP], rows max_top wide */
+    float *top_logprob;                  /* likewise */
+    void *device[6]; /* private: the six above, in their order */
+};
+
+int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,
+                 struct err *err);
+void sampler_release(struct sampler *s);
+
+void sampler_begin(struct sampler *s);
+
+/* A row that draws r's next token. */
+void sampler_add_draw(struct sampler *s, const struct request *r);
+
+/* A row that only reports the logprob of r's prompt token at position pos. */
+void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos);
+
+/* Queues the op on the step's logits; sampler_fetch() after the step's end brings the results. */
+int sampler_run(struct sampler *s, float *logits, struct err *err);
+int sampler_fetch(struct sampler *s, struct err *err);
+
+/* Row i as a token, with n_top alternatives; -1: no logprob at all. text fields are 0. */
+struct engine_token sampler_token(const struct sampler *s, int i, int n_top);
+
+#endif

@@ -1,0 +1,95 @@
+/*
+ * stats - the engine's counters. See stats.h.
+ */
+#include "engine/stats.h"
+
+#include <assert.h>
+
+static_assert(OP_COUNT <= sizeof(((struct engine_stats *)0)->ops) /
+                              sizeof(((struct engine_stats *)0)->ops[0]),
+              "every op has its line");
+
+void stats_init(struct stats *s, int64_t pages_total)
+{
+    *s = (struct stats){0};
+    pthread_mutex_init(&s->mu, NULL);
+    s->now.pages_total = pages_total;
+    s->now.healthy = true;
+    s->now.n_ops = OP_COUNT;
+    for (int i = 0; i < OP_COUNT; i++)
+        s->now.ops[i].name = backend_op_name((enum backend_op)i);
+}
+
+void stats_release(struct stats *s)
+{
+    pthread_mutex_destroy(&s->mu);
+}
+
+void stats_submitted(struct stats *s)
+{
+    pthread_mutex_lock(&s->mu);
+    s->now.n_submitted++;
+    pthread_mutex_unlock(&s->mu);
+}
+
+void stats_rejected(struct stats *s)
+{
+    pthread_mutex_lock(&s->mu);
+    s->now.n_rejected++;
+    pthread_mutex_unlock(&s->mu);
+}
+
+void stats_finished(struct stats *s, enum finish_reason reason)
+{
+    pthread_mutex_lock(&s->mu);
+    s->now.n_finished[reason]++;
+    pthread_mutex_unlock(&s->mu);
+}
+
+void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used)
+{
+    pthread_mutex_lock(&s->mu);
+    s->now.n_waiting = n_waiting;
+    s->now.n_running = n_running;
+    s->now.pages_used = pages_used;
+    if (n_waiting == 0)
+        s->now.waiting_tokens = 0;
+    pthread_mutex_unlock(&s->mu);
+}
+
+void stats_add_step(struct stats *s, const struct stats_step *step, const struct backend *be)
+{
+    int n_rows = step->n_prompt_rows + step->n_decode_rows;
+    /* Both kinds of rows share the step's passes over the weights; time is split by rows. */
+    int64_t prefill_ns =
+        n_rows ? (int64_t)((double)step->step_ns * step->n_prompt_rows / n_rows) : 0;
+
+    pthread_mutex_lock(&s->mu);
+    s->now.n_steps++;
+    s->now.step_ns += step->step_ns;
+    s->now.prefill_ns += prefill_ns;
+    s->now.decode_ns += step->step_ns - prefill_ns;
+    s->now.prompt_tokens += step->n_prompt_rows;
+    s->now.generation_tokens += step->n_new_tokens;
+    s->now.n_waiting = step->n_waiting;
+    s->now.n_running = step->n_running;
+    s->now.n_preemptions = step->n_preemptions;
+    s->now.waiting_tokens = step->waiting_tokens;
+    s->now.pages_used = step->pages_used;
+    s->now.last_step_ns = step->end_ns;
+    s->now.healthy = step->healthy;
+    for (int i = 0; i < OP_COUNT; i++) {
+        s->now.ops[i].n_calls = be->cost[i].n_calls;
+        s->now.ops[i].ns = be->cost[i].ns;
+        s->now.ops[i].bytes = be->cost[i].bytes;
+        s->now.ops[i].flops = be->cost[i].flops;
+    }
+    pthread_mutex_unlock(&s->mu);
+}
+
+void stats_get(struct stats *s, struct engine_stats *out)
+{
+    pthread_mutex_lock(&s->mu);
+    *out = s->now;
+    pthread_mutex_unlock(&s->mu);
+}

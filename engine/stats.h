@@ -1,0 +1,39 @@
+/*
+ * stats - the engine's counters, written by the engine thread after each step and by submitters,
+ * read as a consistent snapshot by any thread. The lock guards everything.
+ */
+#ifndef STATS_H
+#define STATS_H
+
+#include "engine/backend.h"
+#include "engine/engine.h"
+
+#include <pthread.h>
+
+struct stats { /* fields are private */
+    pthread_mutex_t mu;
+    struct engine_stats now;
+};
+
+/* What one step adds. */
+struct stats_step {
+    int64_t step_ns, end_ns;
+    int n_prompt_rows, n_decode_rows, n_new_tokens;
+    int64_t n_waiting, n_running, n_preemptions, waiting_tokens, pages_used;
+    bool healthy;
+};
+
+void stats_init(struct stats *s, int64_t pages_total);
+void stats_release(struct stats *s);
+
+void stats_submitted(struct stats *s);
+void stats_rejected(struct stats *s);
+void stats_finished(struct stats *s, enum finish_reason reason);
+
+/* Called with what the scheduler holds when no step runs, so that an idle engine reads idle. */
+void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used);
+void stats_add_step(struct stats *s, const struct stats_step *step, const struct backend *be);
+
+void stats_get(struct stats *s, struct engine_stats *out);
+
+#endif
