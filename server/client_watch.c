@@ -10,8 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PROBE_AFTER_MS 80  /* short answers go out before; still noticed within 100 ms */
-#define CHECK_AFTER_MS 10  /* a local peer's reset is there by then */
+#define PROBE_AFTER_MS 50  /* short answers go out before; still noticed within 100 ms */
+#define CHECK_AFTER_MS 5   /* a local peer's reset is there by then */
 #define CHECK_EVERY_MS 100 /* a remote peer's takes a round trip */
 
 struct client_watch {

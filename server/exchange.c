@@ -27,6 +27,8 @@
 #define EXCHANGE_MAGIC    0x45584348u
 #define DISCARD_MAX_BYTES (64 << 20) /* read for the sake of a readable answer, not more */
 #define STREAM_BLOCK      16384
+#define UNSENT_MAX_BYTES  (32 << 20) /* a client this far behind will not catch up */
+#define SENT_KEEP_BYTES   (1 << 20)  /* moved together when more of the buffer is already sent */
 
 static void make_id(char *out, size_t size)
 {
@@ -211,6 +213,9 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *buf, size_t max)
     if (ex->out_at == ex->out.len) {
         strbuf_reset(&ex->out);
         ex->out_at = 0;
+    } else if (ex->out_at > SENT_KEEP_BYTES && ex->out_at > ex->out.len / 2) {
+        strbuf_drop(&ex->out, ex->out_at);
+        ex->out_at = 0;
     }
     return (ssize_t)n;
 }
@@ -389,6 +394,10 @@ void exchange_sweep(struct exchange *ex, int64_t now_ns)
 {
     int64_t every_ns = ex->server->config->sse_ping_ms * INT64_C(1000000);
 
+    if (ex->is_stream && ex->out.len - ex->out_at > UNSENT_MAX_BYTES) {
+        log_warn("%s: the client reads too slowly, its stream is cut", ex->id);
+        on_client_gone(ex);
+    }
     if (every_ns == 0 || !ex->generation || ex->has_ended || now_ns - ex->last_out_ns < every_ns)
         return;
     if (ex->state == EXCHANGE_WAITING && !generation_streams(ex->generation))

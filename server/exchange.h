@@ -77,7 +77,7 @@ void exchange_stream_end(struct exchange *ex);
 /* Watches for the client to leave, while a generation works for it. */
 void exchange_watch(struct exchange *ex, bool for_stream);
 
-/* Regular look at a waiting or streaming exchange: pings. */
+/* Regular look at a waiting or streaming exchange: pings, and clients that fall behind. */
 void exchange_sweep(struct exchange *ex, int64_t now_ns);
 
 #endif

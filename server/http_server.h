@@ -30,6 +30,7 @@ struct http_client {
     int fd;
     enum client_phase phase;
     int64_t since_ns; /* when the phase began */
+    bool is_cut;
     char addr[64];
 };
 

@@ -52,7 +52,7 @@ METRIC("gauge", "spand_connections", NULL, "Open connections.", m->n_connections
 METRIC("gauge", "spand_exchanges", NULL, "HTTP requests that are being served.", m->n_exchanges)
 COUNTER(n_clients_left, "spand_clients_left_total", NULL,
         "Clients that left before their answer was complete.")
-COUNTER(n_write_timeouts, "spand_timeouts_total", NULL,
+COUNTER(n_timeouts, "spand_timeouts_total", NULL,
         "Connections closed because the client was too slow.")
 
 HISTOGRAM(ttft, "spand_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",

@@ -148,29 +148,6 @@ static void print_welcome(const struct serve *s)
     strbuf_release(&body);
 }
 
-static int open_all(struct serve *s, struct err *err)
-{
-    struct engine_hooks hooks;
-    int rc = engine_bridge_open(&s->bridge, &s->uv, &s->http, err);
-
-    if (rc < 0)
-        return rc;
-    hooks = engine_bridge_hooks(&s->bridge);
-    hooks.progress = on_progress;
-    hooks.progress_arg = s;
-    rc = engine_open(&s->engine, s->config, &hooks, err);
-    if (rc < 0)
-        return rc;
-    engine_bridge_attach(&s->bridge, s->engine);
-    fill_limits(s);
-    s->http.config = s->config;
-    s->http.engine = s->engine;
-    s->http.info = engine_get_info(s->engine);
-    s->http.bridge = &s->bridge;
-    s->http.uv = &s->uv;
-    return http_server_open(&s->http, err);
-}
-
 static void start_handles(struct serve *s)
 {
     static const int signos[2] = {SIGTERM, SIGINT};
@@ -187,6 +164,30 @@ static void start_handles(struct serve *s)
     s->drain.data = s->watchdog.data = s;
     if (watchdog_ms > 0)
         uv_timer_start(&s->watchdog, on_watchdog, 0, (watchdog_ms + 1) / 2);
+}
+
+static int open_all(struct serve *s, struct err *err)
+{
+    struct engine_hooks hooks;
+    int rc = engine_bridge_open(&s->bridge, &s->uv, &s->http, err);
+
+    if (rc < 0)
+        return rc;
+    hooks = engine_bridge_hooks(&s->bridge);
+    hooks.progress = on_progress;
+    hooks.progress_arg = s;
+    rc = engine_open(&s->engine, s->config, &hooks, err);
+    if (rc < 0)
+        return rc;
+    engine_bridge_attach(&s->bridge, s->engine);
+    start_handles(s); /* until here a signal simply ends the process */
+    fill_limits(s);
+    s->http.config = s->config;
+    s->http.engine = s->engine;
+    s->http.info = engine_get_info(s->engine);
+    s->http.bridge = &s->bridge;
+    s->http.uv = &s->uv;
+    return http_server_open(&s->http, err);
 }
 
 static void close_handle(uv_handle_t *handle, void *arg)
@@ -215,7 +216,6 @@ int serve_run(const struct config *config, struct err *err)
         return err_set(err, ERR_IO, "the event loop: %s", uv_strerror(rc));
     rc = open_all(&s, err);
     if (rc == 0) {
-        start_handles(&s);
         print_welcome(&s);
         sd_notify_send("READY=1\nSTATUS=serving %s on %s", s.http.info->model_id, s.http.address);
         uv_run(&s.uv, UV_RUN_DEFAULT);
