@@ -189,6 +189,21 @@ static int token_file(struct added_tokens *a, struct added_token *tok, const str
     return 0;
 }
 
+/* Since 0.23 the library decodes a normalised token from what the normaliser makes of it. */
+static int spell(const struct added_tokens *a, struct added_token *tok, const struct strbuf *text,
+                 struct err *err)
+{
+    const struct added_token *same = added_tokens_by_text(a, text->buf, text->len);
+
+    tok->skipped = same && same->special;
+    tok->spelling = malloc(text->len + 1);
+    if (!tok->spelling)
+        return err_set(err, ERR_NO_ROOM, "out of memory");
+    memcpy(tok->spelling, text->buf, text->len + 1);
+    tok->spelling_len = text->len;
+    return 0;
+}
+
 /* Builds both sets: special tokens first, since of two equal patterns the first one counts. */
 static int build_sets(struct added_tokens *a, const struct normalizer *n, struct err *err)
 {
@@ -199,7 +214,7 @@ static int build_sets(struct added_tokens *a, const struct normalizer *n, struct
 
     for (int special = 1; special >= 0 && rc == 0; special--) {
         for (size_t i = 0; i < a->n && rc == 0; i++) {
-            const struct added_token *tok = &a->tokens[i];
+            struct added_token *tok = &a->tokens[i];
 
             if (tok->special != (special == 1))
                 continue;
@@ -208,6 +223,8 @@ static int build_sets(struct added_tokens *a, const struct normalizer *n, struct
                                   &text, &n_origin, err);
             if (rc == 0 && !trie_add(&a->sets[tok->normalized], text.buf, text.len, (int32_t)i))
                 rc = err_set(err, ERR_NO_ROOM, "added_tokens: out of memory");
+            if (rc == 0)
+                rc = spell(a, tok, &text, err);
         }
     }
     split_matcher_free(m);
@@ -263,8 +280,10 @@ void added_tokens_free(struct added_tokens *a)
 {
     if (!a)
         return;
-    for (size_t i = 0; i < a->n; i++)
+    for (size_t i = 0; i < a->n; i++) {
         free(a->tokens[i].content);
+        free(a->tokens[i].spelling);
+    }
     free(a->tokens);
     free(a->sets[0].nodes);
     free(a->sets[1].nodes);

@@ -22,9 +22,12 @@ struct normalizer;
 struct added_token {
     char *content;
     size_t content_len;
+    char *spelling; /* as the normaliser leaves it, if normalized: what decoding starts from */
+    size_t spelling_len;
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
-    bool marker; /* special, or of the form <|...: not for what clients write */
+    bool skipped;   /* special, and the spelling is a special token's content: not decoded */
+    bool marker;    /* special, or of the form <|...: not for what clients write */
 };
 
 /* json: the array "added_tokens", or NULL. */

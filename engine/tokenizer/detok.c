@@ -288,8 +288,14 @@ void detok_push(struct detok *d, int32_t id, struct strbuf *out)
     size_t len;
     const char *text = tokenizer_spelling(d->tok, id, &len);
 
-    if (!text || (d->skip_special && tokenizer_is_special(d->tok, id)))
+    if (!text)
         return;
+    if (d->skip_special) {
+        const struct added_token *tok = added_tokens_by_id(d->tok->added, id);
+
+        if (tok && tok->skipped)
+            return;
+    }
     run_step(d, 0, text, len, out);
 }
 

@@ -371,8 +371,8 @@ const char *tokenizer_spelling(const struct tokenizer *t, int32_t id, size_t *le
 
     if (!tok)
         return bpe_text(t->model, id, len);
-    *len = tok->content_len;
-    return tok->content;
+    *len = tok->spelling_len;
+    return tok->spelling;
 }
 
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
