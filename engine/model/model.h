@@ -57,6 +57,12 @@ struct model_config {
 int model_config_load(struct model_config *cfg, const char *dir, struct err *err);
 
 /*
+ * Writes the path of DIR/tokenizer.json. ERR_UNSUPPORTED names what the directory has instead
+ * (tokenizer.model, vocab.json) and what converts it; ERR_NOT_FOUND when it has nothing.
+ */
+int model_tokenizer_path(char *path, size_t size, const char *dir, struct err *err);
+
+/*
  * Parameters, and bytes of the weights in dtype, by the formula of the architecture. Matrices have
  * dtype, vectors (norm gains, biases) are f32 always; a packed copy is not counted.
  */

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct loaded {
     struct test_weights_backend tb;
@@ -187,6 +188,28 @@ START_TEST(model_load__random_weights)
 }
 END_TEST
 
+/* A directory with tokenizer.model alone is refused by that name; with tokenizer.json it is not. */
+START_TEST(model_load__tokenizer_is_found_or_named)
+{
+    char dir[] = "/tmp/spand-test-dir-XXXXXX", path[256], old[64], new[64];
+    struct err err = {0};
+
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    ck_assert_int_eq(model_tokenizer_path(path, sizeof(path), dir, NULL), ERR_NOT_FOUND);
+    snprintf(old, sizeof(old), "%s/tokenizer.model", dir);
+    snprintf(new, sizeof(new), "%s/tokenizer.json", dir);
+    fclose(fopen(old, "w"));
+    ck_assert_int_eq(model_tokenizer_path(path, sizeof(path), dir, &err), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err.msg, "the tokenizer is in tokenizer.model"));
+    fclose(fopen(new, "w"));
+    ck_assert_int_eq(model_tokenizer_path(path, sizeof(path), dir, NULL), 0);
+    ck_assert_str_eq(path, new);
+    unlink(old);
+    unlink(new);
+    rmdir(dir);
+}
+END_TEST
+
 TEST_SUITE(model_load)
 {
     TCase *tc = test_case(suite, "load");
@@ -198,4 +221,5 @@ TEST_SUITE(model_load)
     tcase_add_test(tc, model_load__old_files);
     tcase_add_test(tc, model_load__names_unused_tensors);
     tcase_add_test(tc, model_load__random_weights);
+    tcase_add_test(tc, model_load__tokenizer_is_found_or_named);
 }
