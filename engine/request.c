@@ -296,6 +296,7 @@ int request_new(struct request **out, const struct request_env *env,
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
     r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
     r->seq.slot = -1;
+    r->stop_token = -1;
     rc = geometry_init(r, err);
     if (rc == 0)
         rc = counts_init(r, err);
@@ -327,44 +328,6 @@ void request_free(struct request *r)
     free(r);
 }
 
-/* Tells the tokens whose text is free, all of it when the request ends. */
-static void tell(struct request *r, struct outbox *o, struct outbox_news *news)
-{
-    size_t n_free = r->pending.len - (news->finish ? 0 : stop_match_held(&r->stops));
-    size_t n_bytes = 0;
-    int n = 0;
-
-    while (n < r->n_held && (size_t)(r->held[n].text_at + r->held[n].text_len) <= n_free) {
-        n_bytes = (size_t)(r->held[n].text_at + r->held[n].text_len);
-        n++;
-    }
-    if (news->finish) {
-        CHECK(n == r->n_held);
-        n_bytes = r->pending.len;
-    }
-    if (n == 0 && !news->finish && !news->prompt_ready)
-        return;
-    news->text = r->pending.buf;
-    news->text_len = n_bytes;
-    news->tokens = r->held;
-    news->n_tokens = n;
-    news->n_completion_tokens = request_n_generated(r);
-    news->start_ns = r->start_ns;
-    news->first_token_ns = r->first_token_ns;
-    news->last_token_ns = r->last_token_ns;
-    if (news->finish) {
-        /* From here on the poller may free the request. */
-        outbox_add(o, &r->out, news);
-        return;
-    }
-    outbox_add(o, &r->out, news);
-    strbuf_drop(&r->pending, n_bytes);
-    r->n_held -= n;
-    memmove(r->held, r->held + n, (size_t)r->n_held * sizeof(*r->held));
-    for (int i = 0; i < r->n_held; i++)
-        r->held[i].text_at -= (int)n_bytes;
-}
-
 /* Cuts the pending text, and the tokens' shares of it, to n bytes. */
 static void cut_pending(struct request *r, size_t n)
 {
@@ -380,7 +343,7 @@ static void cut_pending(struct request *r, size_t n)
 }
 
 /* Looks for stop strings in pending text from `at` on. True when one ended the text. */
-static bool match_stops(struct request *r, size_t at, struct outbox_news *news)
+static bool match_stops(struct request *r, size_t at)
 {
     bool honour = request_n_generated(r) > r->sampling.min_tokens;
     struct stop_hit hit;
@@ -390,13 +353,13 @@ static bool match_stops(struct request *r, size_t at, struct outbox_news *news)
         return false;
     end = at + hit.end;
     cut_pending(r, r->sampling.include_stop ? end : end - hit.len);
-    news->finish = FINISH_STOP;
-    news->stop_string = stop_match_string(&r->stops, hit.which);
+    r->finish = FINISH_STOP;
+    r->stop_string = stop_match_string(&r->stops, hit.which);
     return true;
 }
 
 /* Text that never became whole characters belongs to the last token. */
-static bool flush_text(struct request *r, struct outbox_news *news)
+static bool flush_text(struct request *r)
 {
     size_t at = r->pending.len;
 
@@ -405,18 +368,17 @@ static bool flush_text(struct request *r, struct outbox_news *news)
     detok_finish(&r->detok, &r->pending);
     if (r->n_held)
         r->held[r->n_held - 1].text_len += (int)(r->pending.len - at);
-    return match_stops(r, at, news);
+    return match_stops(r, at);
 }
 
-enum finish_reason request_push_token(struct request *r, struct outbox *o,
-                                      const struct engine_token *token, int64_t now_ns)
+enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
+                                      int64_t now_ns)
 {
-    struct outbox_news news = {.finish = FINISH_NONE, .stop_token = -1};
     bool is_end = ends_with(r, token->id);
-    enum finish_reason finish;
     struct engine_token *held;
     size_t at = r->pending.len;
 
+    CHECK(r->finish == FINISH_NONE);
     CHECK(r->seq.n_tokens < r->seq.need.n_limit);
     r->tokens[r->seq.n_tokens] = token->id;
     scheduler_push_token(&r->seq);
@@ -430,36 +392,67 @@ enum finish_reason request_push_token(struct request *r, struct outbox *o,
         detok_push(&r->detok, token->id, &r->pending);
     held->text_at = (int)at;
     held->text_len = (int)(r->pending.len - at);
-    if (match_stops(r, at, &news)) {
+    if (match_stops(r, at)) {
         /* A stop string that this token completed counts before the token itself. */
-    } else if (is_end && !flush_text(r, &news)) {
-        news.finish = FINISH_STOP;
-        news.stop_token = token->id;
-    } else if (!is_end && r->seq.n_tokens == r->seq.need.n_limit && !flush_text(r, &news)) {
-        news.finish = FINISH_LENGTH;
+    } else if (is_end && !flush_text(r)) {
+        r->finish = FINISH_STOP;
+        r->stop_token = token->id;
+    } else if (!is_end && r->seq.n_tokens == r->seq.need.n_limit && !flush_text(r)) {
+        r->finish = FINISH_LENGTH;
     }
-    finish = news.finish;
-    tell(r, o, &news); /* after a finish the poller may free r at once */
-    return finish;
+    return r->finish;
 }
 
-void request_finish(struct request *r, struct outbox *o, enum finish_reason reason,
-                    const char *error)
+void request_end(struct request *r, enum finish_reason reason, const char *error)
 {
-    struct outbox_news news = {.finish = reason, .stop_token = -1, .error = error};
-
     CHECK(reason != FINISH_NONE);
+    CHECK(r->finish == FINISH_NONE);
     if (r->env->tokenizer)
-        flush_text(r, &news);
-    news.finish = reason;
-    news.stop_string = NULL;
-    tell(r, o, &news);
+        flush_text(r);
+    r->finish = reason;
+    r->stop_string = NULL;
+    r->error = error;
 }
 
-void request_tell_prompt(struct request *r, struct outbox *o)
+void request_tell(struct request *r, struct outbox *o)
 {
-    struct outbox_news news = {.prompt_ready = true, .stop_token = -1};
+    size_t n_free = r->pending.len - (r->finish ? 0 : stop_match_held(&r->stops));
+    struct outbox_news news;
+    size_t n_bytes = 0;
+    int n = 0;
 
-    r->prompt_told = true;
-    tell(r, o, &news);
+    while (n < r->n_held && (size_t)(r->held[n].text_at + r->held[n].text_len) <= n_free) {
+        n_bytes = (size_t)(r->held[n].text_at + r->held[n].text_len);
+        n++;
+    }
+    if (r->finish) {
+        CHECK(n == r->n_held);
+        n_bytes = r->pending.len;
+    }
+    if (n == 0 && !r->finish && !r->prompt_ready)
+        return;
+    news = (struct outbox_news){.text = r->pending.buf,
+                                .text_len = n_bytes,
+                                .tokens = r->held,
+                                .n_tokens = n,
+                                .n_completion_tokens = request_n_generated(r),
+                                .prompt_ready = r->prompt_ready,
+                                .finish = r->finish,
+                                .stop_token = r->stop_token,
+                                .stop_string = r->stop_string,
+                                .error = r->error,
+                                .start_ns = r->start_ns,
+                                .first_token_ns = r->first_token_ns,
+                                .last_token_ns = r->last_token_ns};
+    if (r->finish) {
+        outbox_add(o, &r->out, &news); /* the poller may free r from here on */
+        return;
+    }
+    outbox_add(o, &r->out, &news);
+    r->prompt_ready = false;
+    strbuf_drop(&r->pending, n_bytes);
+    r->n_held -= n;
+    memmove(r->held, r->held + n, (size_t)r->n_held * sizeof(*r->held));
+    for (int i = 0; i < r->n_held; i++)
+        r->held[i].text_at -= (int)n_bytes;
 }

@@ -60,12 +60,15 @@ struct request {
     int n_bias, n_bias_min;
     struct token_counts counts;  /* empty without penalties */
     struct engine_token *prompt_tokens; /* [n_prompt] or NULL; owned by `out` */
-    bool prompt_told;
+    bool prompt_ready, prompt_told;    /* complete and not yet told; complete */
     struct detok detok;
     struct stop_match stops;
     struct strbuf pending;       /* text not yet told */
     struct engine_token *held;   /* [n_held] tokens not yet told; text_at counts in pending */
     int n_held;
+    enum finish_reason finish;
+    int32_t stop_token;
+    const char *stop_string, *error;
     int64_t submit_ns, start_ns, first_token_ns, last_token_ns;
 };
 
@@ -84,16 +87,18 @@ static inline int request_n_generated(const struct request *r)
 
 /*
  * Takes a sampled token, whose id, logprob and top fields are set: appends it, works out its text
- * and whether it ends the request, and tells the outbox what may be told.
+ * and whether it ends the request. Nothing is told yet.
  */
-enum finish_reason request_push_token(struct request *r, struct outbox *o,
-                                      const struct engine_token *token, int64_t now_ns);
+enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
+                                      int64_t now_ns);
 
-/* Ends the request for another reason; what was held back is told. error is borrowed for good. */
-void request_finish(struct request *r, struct outbox *o, enum finish_reason reason,
-                    const char *error);
+/* Ends the request for another reason. error is borrowed for good. */
+void request_end(struct request *r, enum finish_reason reason, const char *error);
 
-/* The logprobs of the prompt are complete. */
-void request_tell_prompt(struct request *r, struct outbox *o);
+/*
+ * Puts into the outbox what may be told by now: everything once the request has ended. It must
+ * then have left the scheduler, since the poller may free it at any moment.
+ */
+void request_tell(struct request *r, struct outbox *o);
 
 #endif

@@ -1,0 +1,418 @@
+/*
+ * engine_open - puts an engine together: model, backend, plan, memory for every step to come.
+ *
+ * All that a step needs is sized here, so that the step path never allocates. The order matters in
+ * one place: the key-value pool comes last, since it takes a share of what is left.
+ */
+#include "engine/engine_open.h"
+
+#include "base/build_info.h"
+#include "base/clock.h"
+#include "config/config.h"
+#include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/tokenizer.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define SEEN_PER_SEQ 4096 /* penalty entries a step has room for, a sequence */
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static enum dtype dtype_of(const struct config *config, const struct model_config *mc)
+{
+    switch ((enum config_dtype)config->dtype) {
+    case CONFIG_DTYPE_F32:
+        return DTYPE_F32;
+    case CONFIG_DTYPE_BF16:
+        return DTYPE_BF16;
+    case CONFIG_DTYPE_F16:
+        return DTYPE_F16;
+    case CONFIG_DTYPE_AUTO:
+        break;
+    }
+    return mc->dtype;
+}
+
+static int read_limits(struct engine *e, const struct config *config, struct err *err)
+{
+    const struct model_config *mc = &e->model_config;
+    char *end;
+    long length;
+
+    e->env.max_seq_len = config->max_seq_len ? config->max_seq_len : mc->max_seq_len;
+    if (e->env.max_seq_len > mc->max_seq_len)
+        return err_set(err, ERR_INVALID, "max_seq_len is %d, the model's limit is %d",
+                       config->max_seq_len, mc->max_seq_len);
+    if (config->page_entries > KV_TILE || KV_TILE % config->page_entries)
+        return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d",
+                       config->page_entries, KV_TILE);
+    if (strcmp(config->plan_length, "request") == 0)
+        return 0;
+    errno = 0;
+    length = strtol(config->plan_length, &end, 10);
+    if (errno || end == config->plan_length || *end || length < 1 || length > 16777216)
+        return err_set(err, ERR_INVALID, "plan_length is %s, want request or 1..16777216",
+                       config->plan_length);
+    e->env.plan_length = (int)length;
+    return 0;
+}
+
+static int open_plan(struct engine *e, const struct config *config, struct err *err)
+{
+    const struct model_config *mc = &e->model_config;
+    int rc = plan_open(&e->plan, config->plan, mc->n_layers, mc->n_heads,
+                       KV_SPAN_INCLUDES_SINK, err);
+
+    if (rc < 0)
+        return rc;
+    for (int layer = 0; layer < mc->n_layers; layer++) {
+        if (mc->window[layer] < KV_WINDOW_ALL)
+            plan_set_window(e->plan, layer, mc->window[layer]);
+    }
+    e->env.plan = e->plan;
+    return 0;
+}
+
+static int open_backend(struct engine *e, const struct config *config, struct err *err)
+{
+    const struct model_config *mc = &e->model_config;
+    int qkv = (mc->n_heads + 2 * mc->n_kv_heads) * mc->head_dim;
+    struct backend_params params = {
+        .device = config->device,
+        .dtype = dtype_of(config, mc),
+        .n_threads = config->threads,
+        .pin_threads = config->pin_threads,
+        .max_rows = config->max_batch + config->chunk_tokens,
+        .max_dim = max_int(max_int(qkv, 2 * mc->ffn_dim), mc->dim),
+        .max_vocab = mc->vocab_size,
+        .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
+        .max_positions = e->env.max_seq_len,
+    };
+
+    return backend_open(&e->be, &params, err);
+}
+
+static void on_load(void *arg, size_t done, size_t total)
+{
+    struct engine *e = arg;
+
+    if (e->hooks.progress)
+        e->hooks.progress(e->hooks.progress_arg, "weights", done, total);
+}
+
+static int open_model(struct engine *e, const struct config *config, struct err *err)
+{
+    struct model_params params = {
+        .dir = config->model,
+        .random_weights = config->weights == CONFIG_WEIGHTS_RANDOM,
+        .seed = (uint64_t)config->weights_seed,
+        .dtype = dtype_of(config, &e->model_config),
+        .max_rows = config->max_batch + config->chunk_tokens,
+        .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
+        .progress = on_load,
+        .progress_arg = e,
+    };
+
+    return model_open(&e->model, &e->model_config, e->be, &params, err);
+}
+
+/* A missing tokenizer is an error, unless the weights are random: then numbers are all there is. */
+static int open_text(struct engine *e, const struct config *config, struct err *err)
+{
+    struct err missing = {0};
+    char path[4200];
+    struct stat st;
+    int rc;
+
+    snprintf(path, sizeof(path), "%s/tokenizer.json", config->model);
+    if (config->weights != CONFIG_WEIGHTS_RANDOM || stat(path, &st) == 0) {
+        rc = tokenizer_open(&e->tokenizer, path, err);
+        if (rc < 0)
+            return rc;
+        e->env.tokenizer = e->tokenizer;
+    }
+    rc = chat_template_open(&e->chat_template, config->model, &missing);
+    if (rc < 0 && rc != ERR_NOT_FOUND) {
+        err_set(err, rc, "%s", missing.msg);
+        return rc;
+    }
+    return 0;
+}
+
+/* MemAvailable of /proc/meminfo; 0 when it cannot be read. */
+static int64_t host_bytes_free(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    long long kib = 0;
+    char line[256];
+
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1)
+            break;
+    }
+    fclose(f);
+    return (int64_t)kib * 1024;
+}
+
+static int64_t pool_bytes(const struct engine *e, const struct config *config)
+{
+    size_t device_free = e->be->ops->mem_free ? e->be->ops->mem_free(e->be) : 0;
+    double used;
+
+    if (config->kv_memory)
+        return config->kv_memory;
+    if (strcmp(e->be->ops->name, "cpu") == 0 || device_free == 0)
+        return host_bytes_free() / 2;
+    /* The fraction is of all the memory; what the model took is part of it. */
+    used = (double)model_weight_bytes(e->model) + (double)model_buffer_bytes(e->model);
+    return (int64_t)(config->gpu_memory_fraction * (used + (double)device_free) - used);
+}
+
+/* Pages and page-table entries of one sequence of n tokens under the plan. */
+static int64_t pages_at(const struct engine *e, int n, int64_t *bytes, struct err *err)
+{
+    const struct kv_shape *shape = &e->env.shape;
+    struct kv_geom *geom = calloc((size_t)kv_shape_heads(shape), sizeof(*geom));
+    int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
+    struct kv_need need = {0};
+
+    if (geom && window) {
+        kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : n,
+                           e->env.convention, geom, window);
+        kv_need_init(&need, shape, geom, window, n);
+    } else {
+        err_set(err, ERR_NO_ROOM, "no memory for the geometry of %d heads",
+                kv_shape_heads(shape));
+    }
+    free(geom);
+    free(window);
+    *bytes = need.n_pages_limit * (int64_t)kv_page_bytes(shape);
+    return need.n_pages_limit;
+}
+
+static int open_kv(struct engine *e, const struct config *config, struct err *err)
+{
+    struct kv_shape *shape = &e->env.shape;
+    int64_t page_bytes = (int64_t)kv_page_bytes(shape);
+    int64_t budget = pool_bytes(e, config);
+    int64_t one_bytes, least_bytes, table;
+    int64_t one = pages_at(e, e->env.max_seq_len, &one_bytes, err);
+    int64_t least = pages_at(e, 2, &least_bytes, err);
+    int64_t n_pages = min64(budget / page_bytes, INT32_MAX);
+    int rc;
+
+    if (!one || !least)
+        return err->code;
+    if (!config->kv_memory) /* more than every seat filled to the context is of no use */
+        n_pages = min64(n_pages, one * config->max_batch);
+    if (n_pages < least)
+        return err_set(err, ERR_NO_ROOM,
+                       "the key-value pool of %lld bytes holds %lld pages of %lld bytes, but the "
+                       "shortest sequence takes %lld under plan %s",
+                       (long long)budget, (long long)n_pages, (long long)page_bytes,
+                       (long long)least, e->plan->name);
+    /* Growable sequences hold table entries for their whole length before they have the pages. */
+    table = min64(one * config->max_batch, 4 * n_pages > one ? 4 * n_pages : one);
+    rc = kv_slots_init(&e->kv, shape, config->max_batch, (int32_t)n_pages,
+                       min64(table, INT32_MAX), err);
+    if (rc < 0)
+        return rc;
+    return kv_memory_init(&e->kv_memory, e->be, &e->kv, err);
+}
+
+static int open_steps(struct engine *e, const struct config *config, struct err *err)
+{
+    int max_logits = config->max_batch + ENGINE_PROMPT_LOGITS;
+    int most_seen = e->env.max_seq_len < e->env.vocab_size ? e->env.max_seq_len
+                                                           : e->env.vocab_size;
+    struct sched_params sched = {.max_batch = config->max_batch,
+                                 .chunk_tokens = config->chunk_tokens,
+                                 .max_logits = max_logits,
+                                 .max_seen = max_int(config->max_batch * SEEN_PER_SEQ, most_seen)};
+    struct sampler_params sampler = {
+        .max_logits = max_logits,
+        .max_batch = config->max_batch,
+        .max_bias = config->max_batch * (REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
+        .max_seen = sched.max_seen,
+        .vocab_size = e->env.vocab_size};
+    int rc = scheduler_init(&e->sched, &sched, &e->kv, err);
+
+    if (rc == 0)
+        rc = batch_init(&e->batch, e->be, config->max_batch + config->chunk_tokens, max_logits,
+                        config->max_batch, err);
+    if (rc == 0)
+        rc = sampler_init(&e->sampler, e->be, &sampler, err);
+    if (rc == 0)
+        rc = step_trace_open(&e->trace, config->trace, err);
+    return rc;
+}
+
+static int open_queues(struct engine *e, const struct config *config, struct err *err)
+{
+    struct live_table *live = &e->live;
+
+    live->n_max = live->n_free = config->max_batch + config->max_waiting;
+    live->by_idx = calloc((size_t)live->n_max, sizeof(struct request *));
+    live->free_idx = calloc((size_t)live->n_max, sizeof(*live->free_idx));
+    e->drained = calloc((size_t)live->n_max, sizeof(struct request *));
+    if (!live->by_idx || !live->free_idx || !e->drained)
+        return err_set(err, ERR_NO_ROOM, "no memory for a queue of %d requests", live->n_max);
+    for (int i = 0; i < live->n_max; i++)
+        live->free_idx[i] = live->n_max - 1 - i;
+    return ring_queue_init(&e->inbox, sizeof(struct request *), (size_t)live->n_max, err);
+}
+
+/* The last part of a path, whatever slashes end it. */
+static void name_from_path(char *out, size_t out_bytes, const char *path)
+{
+    size_t len = strlen(path), at;
+
+    while (len > 1 && path[len - 1] == '/')
+        len--;
+    at = len;
+    while (at > 0 && path[at - 1] != '/')
+        at--;
+    snprintf(out, out_bytes, "%.*s", (int)(len - at), path + at);
+}
+
+static uint64_t fnv1a(uint64_t h, const char *s)
+{
+    for (; *s; s++)
+        h = (h ^ (unsigned char)*s) * 1099511628211u;
+    return h;
+}
+
+static float or_default(float value, float otherwise)
+{
+    return isnan(value) ? otherwise : value;
+}
+
+static void fill_info(struct engine *e, const struct config *config)
+{
+    const struct model_config *mc = &e->model_config;
+    bool by_model = config->sampling_defaults == CONFIG_SAMPLING_DEFAULTS_MODEL;
+    enum dtype dtype = dtype_of(config, mc);
+    uint64_t h = 14695981039346656037u;
+    char path[4200];
+    struct stat st;
+
+    if (*config->served_model_name)
+        snprintf(e->served_name, sizeof(e->served_name), "%s", config->served_model_name);
+    else
+        name_from_path(e->served_name, sizeof(e->served_name), config->model);
+    h = fnv1a(h, e->served_name);
+    h = fnv1a(h, build_commit());
+    h = fnv1a(h, e->plan->name);
+    h = fnv1a(h, e->be->ops->name);
+    h = fnv1a(h, dtype_name(dtype));
+    snprintf(e->fingerprint, sizeof(e->fingerprint), "fp_%010llx",
+             (unsigned long long)(h & 0xffffffffffull));
+    snprintf(path, sizeof(path), "%s/config.json", config->model);
+    e->info = (struct engine_info){
+        .model_id = e->served_name,
+        .model_type = mc->model_type,
+        .plan = e->plan->name,
+        .device = e->be->description,
+        .dtype = dtype_name(dtype),
+        .fingerprint = e->fingerprint,
+        .vocab_size = mc->vocab_size,
+        .max_seq_len = e->env.max_seq_len,
+        .n_layers = mc->n_layers,
+        .n_heads = mc->n_heads,
+        .n_kv_heads = mc->n_kv_heads,
+        .head_dim = mc->head_dim,
+        .max_batch = config->max_batch,
+        .bos_id = e->tokenizer ? tokenizer_bos(e->tokenizer) : -1,
+        .n_params = model_config_params(mc),
+        .weight_bytes = (int64_t)model_weight_bytes(e->model),
+        .kv_bytes = (int64_t)e->kv.pool.n_pages * (int64_t)kv_page_bytes(&e->env.shape),
+        .created_unix = stat(path, &st) == 0 ? (int64_t)st.st_mtime : clock_unix_ms() / 1000,
+        .n_pages = e->kv.pool.n_pages,
+        .page_bytes = (int64_t)kv_page_bytes(&e->env.shape),
+        .has_chat_template = e->chat_template != NULL,
+        .default_temperature = by_model ? or_default(mc->default_temperature, 1.0f) : 1.0f,
+        .default_top_p = by_model ? or_default(mc->default_top_p, 1.0f) : 1.0f,
+        .default_repetition_penalty =
+            by_model ? or_default(mc->default_repetition_penalty, 1.0f) : 1.0f,
+        .default_top_k = by_model ? mc->default_top_k : 0,
+    };
+    if (e->info.default_top_p == 0.0f)
+        e->info.default_top_p = 1.0f;
+    if (e->info.default_repetition_penalty == 0.0f)
+        e->info.default_repetition_penalty = 1.0f;
+}
+
+int engine_parts_open(struct engine *e, const struct config *config, struct err *err)
+{
+    const struct model_config *mc = &e->model_config;
+    int rc = model_config_load(&e->model_config, config->model, err);
+
+    if (rc == 0)
+        rc = read_limits(e, config, err);
+    if (rc < 0)
+        return rc;
+    e->env.vocab_size = mc->vocab_size;
+    e->env.eos_ids = mc->eos_ids;
+    e->env.n_eos = mc->n_eos;
+    e->env.shape = (struct kv_shape){.n_layers = mc->n_layers,
+                                     .n_heads = mc->n_heads,
+                                     .n_kv_heads = mc->n_kv_heads,
+                                     .head_dim = mc->head_dim,
+                                     .page_entries = config->page_entries,
+                                     .dtype = dtype_of(config, mc)};
+    rc = open_plan(e, config, err);
+    if (rc == 0)
+        rc = open_text(e, config, err);
+    if (rc == 0)
+        rc = open_backend(e, config, err);
+    if (rc == 0)
+        rc = open_model(e, config, err);
+    if (rc == 0)
+        rc = open_queues(e, config, err);
+    if (rc == 0)
+        rc = open_kv(e, config, err);
+    if (rc == 0)
+        rc = open_steps(e, config, err);
+    if (rc == 0) {
+        stats_init(&e->stats, e->kv.pool.n_pages);
+        fill_info(e, config);
+    }
+    return rc;
+}
+
+void engine_parts_close(struct engine *e)
+{
+    for (int i = 0; e->live.by_idx && i < e->live.n_max; i++)
+        request_free(e->live.by_idx[i]);
+    free(e->live.by_idx);
+    free(e->live.free_idx);
+    free(e->drained);
+    step_trace_close(e->trace);
+    sampler_release(&e->sampler);
+    batch_release(&e->batch);
+    scheduler_release(&e->sched);
+    kv_memory_release(&e->kv_memory);
+    kv_slots_release(&e->kv);
+    ring_queue_release(&e->inbox);
+    model_close(e->model);
+    if (e->be)
+        e->be->ops->close(e->be);
+    chat_template_free(e->chat_template);
+    tokenizer_free(e->tokenizer);
+    plan_free(e->plan);
+}

@@ -1,0 +1,77 @@
+/*
+ * engine_state - what struct engine holds, for engine.c and engine_loop.c alone.
+ */
+#ifndef ENGINE_STATE_H
+#define ENGINE_STATE_H
+
+#include "base/ring_queue.h"
+#include "engine/batch.h"
+#include "engine/engine.h"
+#include "engine/kv/kv_memory.h"
+#include "engine/model/model.h"
+#include "engine/outbox.h"
+#include "engine/plan/plan.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/stats.h"
+#include "engine/step_trace.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define ENGINE_PROMPT_LOGITS 32 /* logit rows a step spends on prompt logprobs, beside max_batch */
+#define ENGINE_MAX_FAILURES  3  /* failed steps in a row before the engine calls itself unhealthy */
+
+struct chat_template;
+struct tokenizer;
+
+/* Who is alive, by the low bits of the id: from submit until the final event was handed out. */
+struct live_table {
+    pthread_mutex_t mu; /* guards all fields */
+    struct request **by_idx; /* [n_max] */
+    int32_t *free_idx;       /* [n_free] a stack */
+    int n_max, n_free;
+    uint64_t n_ever;
+};
+
+struct engine {
+    /* Fixed after boot: any thread. */
+    struct engine_hooks hooks;
+    struct engine_info info;
+    char served_name[256], fingerprint[32];
+    struct model_config model_config;
+    struct plan *plan;
+    struct tokenizer *tokenizer;
+    struct chat_template *chat_template;
+    struct request_env env;
+    pthread_t thread;
+    bool thread_started;
+
+    /* Shared, each with its own lock. */
+    struct ring_queue inbox; /* of struct request * */
+    struct live_table live;
+    struct outbox outbox;
+    struct stats stats;
+    atomic_bool cancel_pending, closing;
+
+    /* The engine thread's; `mu` is held while they change outside of a forward pass, so that
+     * engine_dump() may read them. */
+    pthread_mutex_t mu;
+    struct backend *be;
+    struct model *model;
+    struct kv_slots kv;
+    struct kv_memory kv_memory;
+    struct scheduler sched;
+    struct batch batch;
+    struct sampler sampler;
+    struct step_trace *trace;
+    struct request **drained; /* [live.n_max] */
+    int n_failures;           /* steps in a row */
+    char failure[ERR_MSG_BYTES];
+};
+
+/* The engine thread's function; arg is the engine. */
+void *engine_loop(void *arg);
+
+#endif
