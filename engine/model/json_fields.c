@@ -68,8 +68,8 @@ int json_fields_int(struct json_fields *f, const char *key, int lo, int hi, int 
 
     if (!v) {
         if (fallback == JSON_FIELD_REQUIRED && !f->rc)
-            f->rc = err_set(f->err, ERR_PARSE, "%s: %s is missing, want %d..%d", f->where, key, lo,
-                            hi);
+            f->rc =
+                err_set(f->err, ERR_PARSE, "%s: %s is missing, want %d..%d", f->where, key, lo, hi);
         return fallback == JSON_FIELD_REQUIRED ? lo : fallback;
     }
     if (!json_is_integer(v) || json_integer_value(v) < lo || json_integer_value(v) > hi) {

@@ -15,9 +15,9 @@
 struct err;
 
 struct json_fields {
-    const json_t *obj;  /* borrowed */
-    const char *where;  /* borrowed: file, or file and object, in front of every message */
-    int rc;             /* 0 until something is wrong */
+    const json_t *obj; /* borrowed */
+    const char *where; /* borrowed: file, or file and object, in front of every message */
+    int rc;            /* 0 until something is wrong */
     struct err *err;
 };
 

@@ -44,51 +44,76 @@ static int layer_forward(struct model *m, int layer, const struct step_batch *ba
     const struct model_config *c = &m->cfg;
     const struct llama_layer *y = &m->layers[layer];
     const struct backend_ops *ops = m->be->ops;
-    int rc;
-
-    rc = ops->attn_in(m->be, &(struct attn_in_args){
-        .batch = batch, .kv = kv, .layer = layer,
-        .dim = c->dim, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+    struct attn_in_args attn_in = {
+        .batch = batch,
+        .kv = kv,
+        .layer = layer,
+        .dim = c->dim,
+        .n_heads = c->n_heads,
+        .n_kv_heads = c->n_kv_heads,
+        .head_dim = c->head_dim,
         .x = m->x,
         .norm = {.kind = NORM_RMS, .gain = &y->attn_norm, .eps = c->norm_eps},
-        .wqkv = &y->wqkv, .bqkv = or_null(&y->bqkv),
-        .q_norm = or_null(&y->q_norm), .k_norm = or_null(&y->k_norm), .qk_norm_eps = c->norm_eps,
-        .rope_dim = c->rope.dim, .inv_freq = m->inv_freq,
+        .wqkv = &y->wqkv,
+        .bqkv = or_null(&y->bqkv),
+        .q_norm = or_null(&y->q_norm),
+        .k_norm = or_null(&y->k_norm),
+        .qk_norm_eps = c->norm_eps,
+        .rope_dim = c->rope.dim,
+        .inv_freq = m->inv_freq,
         .inv_freq_stride = c->rope.kind == ROPE_DYNAMIC ? c->rope.dim / 2 : 0,
         .rope_scale = m->rope_scale,
-        .q = m->q, .k_chunk = m->k_chunk, .v_chunk = m->v_chunk,
-    }, err);
-    if (rc < 0)
-        return rc;
-    rc = ops->attn(m->be, &(struct attn_args){
-        .batch = batch, .kv = kv, .layer = layer,
-        .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
-        .scale = 1.0f / sqrtf((float)c->head_dim),
-        .q = m->q, .k_chunk = m->k_chunk, .v_chunk = m->v_chunk, .out = m->attn_out,
-    }, err);
-    if (rc < 0)
-        return rc;
-    rc = ops->kv_append(m->be, &(struct kv_append_args){
-        .batch = batch, .kv = kv, .layer = layer,
-        .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
-        .k_chunk = m->k_chunk, .v_chunk = m->v_chunk,
-    }, err);
-    if (rc < 0)
-        return rc;
-    rc = ops->attn_out(m->be, &(struct attn_out_args){
-        .batch = batch, .dim = c->dim, .n_in = c->n_heads * c->head_dim,
-        .a = m->attn_out, .wo = &y->wo, .bo = or_null(&y->bo), .x = m->x,
-    }, err);
-    if (rc < 0)
-        return rc;
-    return ops->ffn(m->be, &(struct ffn_args){
-        .batch = batch, .dim = c->dim, .ffn_dim = c->ffn_dim,
-        .norm = {.kind = NORM_RMS, .gain = &y->ffn_norm, .eps = c->norm_eps},
-        .act = c->act, .gated = true,
-        .w_in = &y->w_in, .b_in = or_null(&y->b_in),
-        .w_down = &y->w_down, .b_down = or_null(&y->b_down),
-        .x = m->x,
-    }, err);
+        .q = m->q,
+        .k_chunk = m->k_chunk,
+        .v_chunk = m->v_chunk};
+    struct attn_args attn = {.batch = batch,
+                             .kv = kv,
+                             .layer = layer,
+                             .n_heads = c->n_heads,
+                             .n_kv_heads = c->n_kv_heads,
+                             .head_dim = c->head_dim,
+                             .scale = 1.0f / sqrtf((float)c->head_dim),
+                             .q = m->q,
+                             .k_chunk = m->k_chunk,
+                             .v_chunk = m->v_chunk,
+                             .out = m->attn_out};
+    struct kv_append_args append = {.batch = batch,
+                                    .kv = kv,
+                                    .layer = layer,
+                                    .n_kv_heads = c->n_kv_heads,
+                                    .head_dim = c->head_dim,
+                                    .k_chunk = m->k_chunk,
+                                    .v_chunk = m->v_chunk};
+    struct attn_out_args attn_out = {.batch = batch,
+                                     .dim = c->dim,
+                                     .n_in = c->n_heads * c->head_dim,
+                                     .a = m->attn_out,
+                                     .wo = &y->wo,
+                                     .bo = or_null(&y->bo),
+                                     .x = m->x};
+    struct ffn_args ffn = {.batch = batch,
+                           .dim = c->dim,
+                           .ffn_dim = c->ffn_dim,
+                           .norm = {.kind = NORM_RMS, .gain = &y->ffn_norm, .eps = c->norm_eps},
+                           .act = c->act,
+                           .gated = true,
+                           .w_in = &y->w_in,
+                           .b_in = or_null(&y->b_in),
+                           .w_down = &y->w_down,
+                           .b_down = or_null(&y->b_down),
+                           .x = m->x};
+    int rc;
+
+    rc = ops->attn_in(m->be, &attn_in, err);
+    if (rc == 0)
+        rc = ops->attn(m->be, &attn, err);
+    if (rc == 0)
+        rc = ops->kv_append(m->be, &append, err);
+    if (rc == 0)
+        rc = ops->attn_out(m->be, &attn_out, err);
+    if (rc == 0)
+        rc = ops->ffn(m->be, &ffn, err);
+    return rc;
 }
 
 int llama_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
@@ -96,25 +121,25 @@ int llama_forward(struct model *m, const struct step_batch *batch, const struct 
 {
     const struct model_config *c = &m->cfg;
     const struct backend_ops *ops = m->be->ops;
+    struct embed_args embed = {.batch = batch, .table = &m->embed, .x = m->x};
+    struct logits_args logits = {.batch = batch,
+                                 .dim = c->dim,
+                                 .vocab_size = c->vocab_size,
+                                 .norm = {.kind = NORM_RMS, .gain = &m->norm, .eps = c->norm_eps},
+                                 .head = c->tie_embeddings ? &m->embed : &m->head,
+                                 .x = m->x,
+                                 .out = m->logits};
     int rc = 0;
 
     CHECK(batch->n_rows <= m->max_rows);
     CHECK(batch->n_logits <= m->max_logits);
     if (c->rope.kind == ROPE_DYNAMIC)
         rc = upload_inv_freq(m, batch->n_rows, rope_len, err);
-    if (rc < 0)
-        return rc;
-    rc = ops->embed(m->be, &(struct embed_args){
-        .batch = batch, .table = &m->embed, .x = m->x,
-    }, err);
+    if (rc == 0)
+        rc = ops->embed(m->be, &embed, err);
     for (int layer = 0; layer < c->n_layers && rc == 0; layer++)
         rc = layer_forward(m, layer, batch, kv, err);
-    if (rc < 0 || batch->n_logits == 0)
-        return rc;
-    return ops->logits(m->be, &(struct logits_args){
-        .batch = batch, .dim = c->dim, .vocab_size = c->vocab_size,
-        .norm = {.kind = NORM_RMS, .gain = &m->norm, .eps = c->norm_eps},
-        .head = c->tie_embeddings ? &m->embed : &m->head,
-        .x = m->x, .out = m->logits,
-    }, err);
+    if (rc == 0 && batch->n_logits > 0)
+        rc = ops->logits(m->be, &logits, err);
+    return rc;
 }

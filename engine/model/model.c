@@ -97,9 +97,9 @@ out:
 
 static void layer_release(struct backend *be, struct llama_layer *y)
 {
-    struct weight *all[] = {&y->attn_norm, &y->wqkv, &y->bqkv, &y->q_norm, &y->k_norm,
-                            &y->wo, &y->bo, &y->ffn_norm, &y->w_in, &y->b_in, &y->w_down,
-                            &y->b_down};
+    struct weight *all[] = {&y->attn_norm, &y->wqkv, &y->bqkv,   &y->q_norm,
+                            &y->k_norm,    &y->wo,   &y->bo,     &y->ffn_norm,
+                            &y->w_in,      &y->b_in, &y->w_down, &y->b_down};
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         be->ops->weight_free(be, all[i]);

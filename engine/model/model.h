@@ -23,28 +23,28 @@ enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN
 struct rope_config {
     enum rope_kind kind;
     double theta;
-    double factor;                     /* 1 for ROPE_DEFAULT */
+    double factor;                            /* 1 for ROPE_DEFAULT */
     double low_freq_factor, high_freq_factor; /* llama3 */
-    double beta_fast, beta_slow;       /* yarn */
-    double attention_factor;           /* yarn, <= 0: computed from factor, mscale, mscale_all_dim */
-    double mscale, mscale_all_dim;     /* yarn, 0 when absent */
-    bool truncate;                     /* yarn, round the correction range */
+    double beta_fast, beta_slow;              /* yarn */
+    double attention_factor;       /* yarn, <= 0: computed from factor, mscale, mscale_all_dim */
+    double mscale, mscale_all_dim; /* yarn, 0 when absent */
+    bool truncate;                 /* yarn, round the correction range */
     int original_max_seq_len;
-    int dim;                           /* rotated dims of a head (even) */
+    int dim; /* rotated dims of a head (even) */
 };
 
 struct model_config {
-    char model_type[32];  /* "llama", "mistral", "ministral", "qwen2", "qwen3" */
+    char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3" */
     int vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
-    int max_seq_len;      /* max_position_embeddings */
+    int max_seq_len; /* max_position_embeddings */
     float norm_eps;
     enum act_kind act;
     struct rope_config rope;
     bool tie_embeddings, qkv_bias, o_bias, ffn_bias, qk_norm;
-    int window[MODEL_MAX_LAYERS]; /* sliding window a layer, KV_WINDOW_ALL for none */
-    int eos_ids[MODEL_MAX_EOS], n_eos;  /* config.json and generation_config.json together */
-    int bos_id;           /* -1 when there is none */
-    enum dtype dtype;     /* dtype or torch_dtype, else of the weights, else bf16 */
+    int window[MODEL_MAX_LAYERS];      /* sliding window a layer, KV_WINDOW_ALL for none */
+    int eos_ids[MODEL_MAX_EOS], n_eos; /* config.json and generation_config.json together */
+    int bos_id;                        /* -1 when there is none */
+    enum dtype dtype;                  /* dtype or torch_dtype, else of the weights, else bf16 */
     /* generation_config.json, for sampling_defaults: model; NAN or 0 when absent */
     float default_temperature, default_top_p, default_repetition_penalty;
     int default_top_k;
@@ -52,7 +52,8 @@ struct model_config {
 
 /*
  * Reads DIR/config.json and, if it is there, DIR/generation_config.json. ERR_UNSUPPORTED names what
- * is not served (architecture, quantisation, activation); ERR_PARSE names key, value and wanted range.
+ * is not served (architecture, quantisation, activation); ERR_PARSE names key, value and wanted
+ * range.
  */
 int model_config_load(struct model_config *cfg, const char *dir, struct err *err);
 
@@ -78,7 +79,7 @@ struct model_params {
     const char *dir;
     bool random_weights; /* config.json alone is enough */
     uint64_t seed;
-    enum dtype dtype;    /* of weights on the backend */
+    enum dtype dtype;         /* of weights on the backend */
     int max_rows, max_logits; /* of a step: sizes the activation buffers */
     /* Called while loading with bytes done and in all; may be NULL. */
     void (*progress)(void *arg, size_t done, size_t total);

@@ -47,24 +47,52 @@ enum window_rule {
 /* What the configuration classes differ in. */
 static const struct family {
     const char *model_type, *architecture;
-    int n_kv_heads; /* default when the key is absent; 0: n_heads */
+    int n_kv_heads;            /* default when the key is absent; 0: n_heads */
     int max_seq_len, head_dim; /* defaults; head_dim 0: dim / n_heads */
     int bos_id, eos_id;        /* defaults; -1: none */
     enum bias_rule bias;
     enum window_rule window;
     bool mlp_bias_key, qk_norm;
 } families[] = {
-    {.model_type = "llama", .architecture = "LlamaForCausalLM", .max_seq_len = 2048, .bos_id = 1,
-     .eos_id = 2, .bias = BIAS_KEY, .mlp_bias_key = true},
-    {.model_type = "mistral", .architecture = "MistralForCausalLM", .n_kv_heads = 8,
-     .max_seq_len = 131072, .bos_id = 1, .eos_id = 2, .window = WINDOW_ALWAYS},
-    {.model_type = "ministral", .architecture = "MinistralForCausalLM", .n_kv_heads = 8,
-     .max_seq_len = 131072, .bos_id = 1, .eos_id = 2, .window = WINDOW_LISTED},
-    {.model_type = "qwen2", .architecture = "Qwen2ForCausalLM", .n_kv_heads = 32,
-     .max_seq_len = 32768, .bos_id = -1, .eos_id = -1, .bias = BIAS_QKV, .window = WINDOW_UPPER},
-    {.model_type = "qwen3", .architecture = "Qwen3ForCausalLM", .n_kv_heads = 32,
-     .max_seq_len = 32768, .head_dim = 128, .bos_id = -1, .eos_id = -1, .bias = BIAS_KEY,
-     .window = WINDOW_UPPER, .qk_norm = true},
+    {.model_type = "llama",
+     .architecture = "LlamaForCausalLM",
+     .max_seq_len = 2048,
+     .bos_id = 1,
+     .eos_id = 2,
+     .bias = BIAS_KEY,
+     .mlp_bias_key = true},
+    {.model_type = "mistral",
+     .architecture = "MistralForCausalLM",
+     .n_kv_heads = 8,
+     .max_seq_len = 131072,
+     .bos_id = 1,
+     .eos_id = 2,
+     .window = WINDOW_ALWAYS},
+    {.model_type = "ministral",
+     .architecture = "MinistralForCausalLM",
+     .n_kv_heads = 8,
+     .max_seq_len = 131072,
+     .bos_id = 1,
+     .eos_id = 2,
+     .window = WINDOW_LISTED},
+    {.model_type = "qwen2",
+     .architecture = "Qwen2ForCausalLM",
+     .n_kv_heads = 32,
+     .max_seq_len = 32768,
+     .bos_id = -1,
+     .eos_id = -1,
+     .bias = BIAS_QKV,
+     .window = WINDOW_UPPER},
+    {.model_type = "qwen3",
+     .architecture = "Qwen3ForCausalLM",
+     .n_kv_heads = 32,
+     .max_seq_len = 32768,
+     .head_dim = 128,
+     .bos_id = -1,
+     .eos_id = -1,
+     .bias = BIAS_KEY,
+     .window = WINDOW_UPPER,
+     .qk_norm = true},
 };
 #define N_FAMILIES (sizeof(families) / sizeof(families[0]))
 
@@ -97,8 +125,7 @@ static const struct family *find_family(struct json_fields *f)
     else
         f->rc = err_set(f->err, ERR_UNSUPPORTED,
                         "%s: architecture %.60s of model_type %.60s is not served; served are %s",
-                        f->where, arch ? arch : "(none)", type ? type : "(none)",
-                        served_families);
+                        f->where, arch ? arch : "(none)", type ? type : "(none)", served_families);
     return NULL;
 }
 
@@ -124,12 +151,12 @@ static void read_shape(struct model_config *cfg, struct json_fields *f, const st
 
     cfg->vocab_size = json_fields_int(f, "vocab_size", 1, MAX_VOCAB, JSON_FIELD_REQUIRED);
     cfg->dim = json_fields_int(f, "hidden_size", 1, MAX_DIM, JSON_FIELD_REQUIRED);
-    cfg->n_layers = json_fields_int(f, "num_hidden_layers", 1, MODEL_MAX_LAYERS,
-                                    JSON_FIELD_REQUIRED);
+    cfg->n_layers =
+        json_fields_int(f, "num_hidden_layers", 1, MODEL_MAX_LAYERS, JSON_FIELD_REQUIRED);
     cfg->n_heads = json_fields_int(f, "num_attention_heads", 1, MAX_HEADS, JSON_FIELD_REQUIRED);
     cfg->ffn_dim = json_fields_int(f, "intermediate_size", 1, MAX_FFN_DIM, JSON_FIELD_REQUIRED);
-    cfg->max_seq_len = json_fields_int(f, "max_position_embeddings", 1, MAX_SEQ_LEN,
-                                       fam->max_seq_len);
+    cfg->max_seq_len =
+        json_fields_int(f, "max_position_embeddings", 1, MAX_SEQ_LEN, fam->max_seq_len);
     /* null means n_heads and dim / n_heads; only an absent key means the family's default. */
     absent_kv = fam->n_kv_heads && !json_fields_has(f, "num_key_value_heads") ? fam->n_kv_heads
                                                                               : cfg->n_heads;
@@ -166,8 +193,11 @@ static void read_act(struct model_config *cfg, struct json_fields *f)
         const char *name;
         enum act_kind act;
     } acts[] = {
-        {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"gelu", ACT_GELU_ERF},
-        {"gelu_new", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH},
+        {"silu", ACT_SILU},
+        {"swish", ACT_SILU},
+        {"gelu", ACT_GELU_ERF},
+        {"gelu_new", ACT_GELU_TANH},
+        {"gelu_pytorch_tanh", ACT_GELU_TANH},
         {"gelu_fast", ACT_GELU_TANH},
     };
     const char *name = json_fields_str(f, "hidden_act", "silu");
@@ -191,8 +221,11 @@ static bool read_dtype(struct model_config *cfg, struct json_fields *f)
     static const struct {
         const char *name;
         enum dtype dtype;
-    } dtypes[] = {{"bfloat16", DTYPE_BF16}, {"float16", DTYPE_F16}, {"float32", DTYPE_F32},
-                  {"half", DTYPE_F16}, {"float", DTYPE_F32}};
+    } dtypes[] = {{"bfloat16", DTYPE_BF16},
+                  {"float16", DTYPE_F16},
+                  {"float32", DTYPE_F32},
+                  {"half", DTYPE_F16},
+                  {"float", DTYPE_F32}};
     const char *name = json_fields_str(f, "dtype", NULL);
 
     if (!name)
@@ -208,8 +241,7 @@ static bool read_dtype(struct model_config *cfg, struct json_fields *f)
         }
     }
     f->rc = err_set(f->err, ERR_UNSUPPORTED,
-                    "%s: dtype is %.60s; served are bfloat16, float16 and float32", f->where,
-                    name);
+                    "%s: dtype is %.60s; served are bfloat16, float16 and float32", f->where, name);
     return false;
 }
 
@@ -417,7 +449,9 @@ int model_config_load(struct model_config *cfg, const char *dir, struct err *err
     struct json_fields f = {.where = path, .err = err};
     int rc;
 
-    *cfg = (struct model_config){.bos_id = -1, .default_temperature = NAN, .default_top_p = NAN,
+    *cfg = (struct model_config){.bos_id = -1,
+                                 .default_temperature = NAN,
+                                 .default_top_p = NAN,
                                  .default_repetition_penalty = NAN};
     if (snprintf(path, sizeof(path), "%s/config.json", dir) >= (int)sizeof(path))
         return err_set(err, ERR_INVALID, "model dir: path of %zu bytes is too long", strlen(dir));

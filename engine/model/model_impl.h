@@ -29,26 +29,26 @@ struct model {
     struct backend *be; /* borrowed */
     int max_rows, max_logits;
 
-    struct weight embed; /* [vocab_size, dim] */
-    struct weight head;  /* [vocab_size, dim]; data NULL when tied */
-    struct weight norm;  /* [dim] */
+    struct weight embed;        /* [vocab_size, dim] */
+    struct weight head;         /* [vocab_size, dim]; data NULL when tied */
+    struct weight norm;         /* [dim] */
     struct llama_layer *layers; /* [n_layers] */
 
     struct weights_dir *files; /* NULL for random weights; the backend may borrow from them */
-    void **aligned;            /* [n_aligned] copies of tensors that a file holds at odd addresses */
+    void **aligned; /* [n_aligned] copies of tensors that a file holds at odd addresses */
     int n_aligned;
-    int n_unused;              /* tensors of the files that no weight took */
-    const char *unused;        /* one of them, borrowed from files */
+    int n_unused;       /* tensors of the files that no weight took */
+    const char *unused; /* one of them, borrowed from files */
     size_t weight_bytes, buffer_bytes;
 
     /* Activations, device memory, reused by every layer. */
-    void *x;        /* [max_rows, dim] */
-    void *q;        /* [max_rows, n_heads, head_dim] */
-    void *k_chunk;  /* [max_rows, n_kv_heads, head_dim], room for any kv dtype */
-    void *v_chunk;  /* the same */
-    void *attn_out; /* [max_rows, n_heads, head_dim] */
-    float *logits;  /* [max_logits, vocab_size] */
-    float *inv_freq; /* [head_dim/2]; dynamic rope: [max_rows, head_dim/2] */
+    void *x;              /* [max_rows, dim] */
+    void *q;              /* [max_rows, n_heads, head_dim] */
+    void *k_chunk;        /* [max_rows, n_kv_heads, head_dim], room for any kv dtype */
+    void *v_chunk;        /* the same */
+    void *attn_out;       /* [max_rows, n_heads, head_dim] */
+    float *logits;        /* [max_logits, vocab_size] */
+    float *inv_freq;      /* [head_dim/2]; dynamic rope: [max_rows, head_dim/2] */
     float *inv_freq_host; /* the same shape, host; uploaded before a step of dynamic rope */
     float rope_scale;
 };

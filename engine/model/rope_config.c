@@ -50,12 +50,10 @@ static void read_scaling(struct rope_config *r, const struct model_config *cfg,
     r->factor = json_fields_num(f, "factor", 1e-3, 1e6, 0);
     if (r->kind == ROPE_LLAMA3 || r->kind == ROPE_YARN) {
         /* Beside the rope settings it wins over inside them: so it is in transformers. */
-        r->original_max_seq_len =
-            json_fields_int(f, "original_max_position_embeddings", 1, ROPE_CONFIG_MAX_SEQ_LEN,
-                            cfg->max_seq_len);
-        r->original_max_seq_len =
-            json_fields_int(top, "original_max_position_embeddings", 1, ROPE_CONFIG_MAX_SEQ_LEN,
-                            r->original_max_seq_len);
+        r->original_max_seq_len = json_fields_int(f, "original_max_position_embeddings", 1,
+                                                  ROPE_CONFIG_MAX_SEQ_LEN, cfg->max_seq_len);
+        r->original_max_seq_len = json_fields_int(top, "original_max_position_embeddings", 1,
+                                                  ROPE_CONFIG_MAX_SEQ_LEN, r->original_max_seq_len);
     }
     if (r->kind == ROPE_LLAMA3) {
         require(f, "low_freq_factor");
@@ -108,8 +106,8 @@ void rope_config_read(struct rope_config *r, const struct model_config *cfg,
     const json_t *params = json_fields_obj(top, "rope_parameters");
     json_t *none = NULL;
 
-    *r = (struct rope_config){.factor = 1, .dim = cfg->head_dim,
-                              .original_max_seq_len = cfg->max_seq_len};
+    *r = (struct rope_config){
+        .factor = 1, .dim = cfg->head_dim, .original_max_seq_len = cfg->max_seq_len};
     f.obj = json_object_size(scaling) > 0 ? scaling : params;
     snprintf(where, sizeof(where), "%s: %s", top->where,
              f.obj && f.obj == scaling ? "rope_scaling" : "rope_parameters");
@@ -118,8 +116,8 @@ void rope_config_read(struct rope_config *r, const struct model_config *cfg,
     if (!f.obj)
         f.obj = none = json_object();
     if (json_is_object(json_object_get(f.obj, "full_attention")) && !f.rc)
-        f.rc = err_set(f.err, ERR_UNSUPPORTED, "%s: settings per layer type are not served",
-                       f.where);
+        f.rc =
+            err_set(f.err, ERR_UNSUPPORTED, "%s: settings per layer type are not served", f.where);
     read_kind(r, &f);
     r->theta = json_fields_num(top, "rope_theta", 1e-3, 1e15, 10000);
     r->theta = json_fields_num(&f, "rope_theta", 1e-3, 1e15, r->theta);

@@ -111,8 +111,8 @@ static int parse_offsets(const struct safetensors *st, struct safetensors_tensor
 
     if (!json_is_array(v) || json_array_size(v) != 2 || !json_is_integer(b) ||
         !json_is_integer(e) || json_integer_value(b) < 0 || json_integer_value(e) < 0)
-        return err_set(err, ERR_PARSE, "%s: tensor %s: data_offsets is not [begin, end]",
-                       st->where, t->name);
+        return err_set(err, ERR_PARSE, "%s: tensor %s: data_offsets is not [begin, end]", st->where,
+                       t->name);
     t->begin = (size_t)json_integer_value(b);
     t->end = (size_t)json_integer_value(e);
     if (t->begin > t->end)
@@ -132,8 +132,7 @@ static int parse_offsets(const struct safetensors *st, struct safetensors_tensor
     return 0;
 }
 
-static int parse_tensor(struct safetensors *st, const char *name, const json_t *v,
-                        struct err *err)
+static int parse_tensor(struct safetensors *st, const char *name, const json_t *v, struct err *err)
 {
     struct safetensors_tensor *t = &st->tensors[st->n_tensors];
     size_t len = strlen(name);
@@ -202,7 +201,8 @@ static int parse_header(struct safetensors *st, const json_t *header, struct err
     st->tensors = arena_array(&st->arena, json_object_size(header) + 1, sizeof(*st->tensors));
     if (!st->tensors)
         return err_set(err, ERR_NO_ROOM, "%s: out of memory", st->where);
-    json_object_foreach ((json_t *)header, name, v) {
+    json_object_foreach((json_t *)header, name, v)
+    {
         if (strcmp(name, "__metadata__") == 0)
             continue;
         rc = parse_tensor(st, name, v, err);
@@ -235,14 +235,16 @@ static int parse(struct safetensors *st, const unsigned char *file, size_t len, 
         return err_set(err, ERR_PARSE, "%s: header of %llu bytes, want at most %d", st->where,
                        (unsigned long long)n, MAX_HEADER_BYTES);
     if (n > len - PREFIX_BYTES)
-        return err_set(err, ERR_PARSE, "%s: header of %llu bytes, the file has %zu behind the "
-                       "length: truncated?", st->where, (unsigned long long)n, len - PREFIX_BYTES);
+        return err_set(err, ERR_PARSE,
+                       "%s: header of %llu bytes, the file has %zu behind the "
+                       "length: truncated?",
+                       st->where, (unsigned long long)n, len - PREFIX_BYTES);
     st->data = file + PREFIX_BYTES + n;
     st->data_bytes = len - PREFIX_BYTES - n;
     header = json_loadb((const char *)file + PREFIX_BYTES, n, JSON_REJECT_DUPLICATES, &at);
     if (!header)
-        return err_set(err, json_error_code(&at) == json_error_out_of_memory ? ERR_NO_ROOM
-                                                                             : ERR_PARSE,
+        return err_set(err,
+                       json_error_code(&at) == json_error_out_of_memory ? ERR_NO_ROOM : ERR_PARSE,
                        "%s: header at byte %d: %s", st->where, at.position, at.text);
     rc = parse_header(st, header, err);
     json_decref(header);

@@ -15,9 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_PARTS        3  /* q, k, v */
-#define MAX_LAYER_ITEMS  13 /* members of struct llama_layer */
-#define MAX_TENSOR_NAME  96
+#define MAX_PARTS       3  /* q, k, v */
+#define MAX_LAYER_ITEMS 13 /* members of struct llama_layer */
+#define MAX_TENSOR_NAME 96
 
 /* One weight of the model and the tensors that are stacked to make it. */
 struct item {
@@ -281,8 +281,7 @@ static int item_load(struct model *m, struct item *it, enum dtype dtype, struct 
         const struct safetensors_tensor *t = it->tensor[p];
 
         weights_dir_prefetch(m->files, t);
-        parts[p] = (struct weight_part){.dtype = t->dtype, .n_out = it->n_out[p],
-                                        .n_in = it->n_in};
+        parts[p] = (struct weight_part){.dtype = t->dtype, .n_out = it->n_out[p], .n_in = it->n_in};
         rc = aligned_data(m, t, &parts[p].host, err);
         if (rc < 0)
             return rc;
@@ -322,8 +321,8 @@ static int list_load(struct list *l, struct model *m, const struct model_params 
     size_t done = 0;
 
     for (int i = 0; i < l->n_items; i++)
-        m->weight_bytes += item_bytes(&l->items[i],
-                                      l->items[i].is_matrix ? params->dtype : DTYPE_F32);
+        m->weight_bytes +=
+            item_bytes(&l->items[i], l->items[i].is_matrix ? params->dtype : DTYPE_F32);
     for (int i = 0; i < l->n_items; i++) {
         struct item *it = &l->items[i];
         enum dtype dtype = it->is_matrix ? params->dtype : DTYPE_F32;

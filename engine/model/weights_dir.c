@@ -76,8 +76,8 @@ static int refuse_dir(const char *dir, struct err *err)
                        "converts them",
                        dir, bin, SINGLE_NAME);
     if (other[0])
-        return err_set(err, ERR_UNSUPPORTED, "%s: found %s, want %s or %s", dir, other,
-                       SINGLE_NAME, INDEX_NAME);
+        return err_set(err, ERR_UNSUPPORTED, "%s: found %s, want %s or %s", dir, other, SINGLE_NAME,
+                       INDEX_NAME);
     return err_set(err, ERR_NOT_FOUND, "%s: no weights: want %s or %s", dir, SINGLE_NAME,
                    INDEX_NAME);
 }
@@ -164,7 +164,8 @@ static int read_weight_map(struct weights_dir *wd, const char *dir, const json_t
     wd->entries = calloc(json_object_size(map) + 1, sizeof(*wd->entries));
     if (!wd->entries)
         return err_set(err, ERR_NO_ROOM, "%s: out of memory", dir);
-    json_object_foreach (map, name, value) {
+    json_object_foreach(map, name, value)
+    {
         const struct safetensors_tensor *t;
         int shard_idx = 0, rc;
 

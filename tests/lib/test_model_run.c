@@ -86,8 +86,12 @@ static int open_kv(struct test_model *t, struct err *err)
     unsigned char *fill;
 
     t->kv = (struct kv_view){
-        .page_entries = PAGE_ENTRIES, .head_dim = c->head_dim, .n_layers = c->n_layers,
-        .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .dtype = t->be->act_dtype,
+        .page_entries = PAGE_ENTRIES,
+        .head_dim = c->head_dim,
+        .n_layers = c->n_layers,
+        .n_heads = c->n_heads,
+        .n_kv_heads = c->n_kv_heads,
+        .dtype = t->be->act_dtype,
         .page_bytes = (size_t)2 * PAGE_ENTRIES * c->head_dim * dtype_bytes(t->be->act_dtype),
     };
     for (int layer = 0; layer < c->n_layers; layer++)
@@ -120,13 +124,20 @@ static int open_kv(struct test_model *t, struct err *err)
 int test_model_open(struct test_model *t, const struct test_model_params *params, struct err *err)
 {
     struct backend_params bp = {
-        .device = params->device ? params->device : "cpu", .dtype = params->dtype, .n_threads = 1,
-        .max_rows = params->max_rows, .max_logits = params->max_rows,
+        .device = params->device ? params->device : "cpu",
+        .dtype = params->dtype,
+        .n_threads = 1,
+        .max_rows = params->max_rows,
+        .max_logits = params->max_rows,
         .max_positions = params->max_positions,
     };
     struct model_params mp = {
-        .dir = params->dir, .random_weights = params->random_weights, .seed = 1,
-        .dtype = params->dtype, .max_rows = params->max_rows, .max_logits = params->max_rows,
+        .dir = params->dir,
+        .random_weights = params->random_weights,
+        .seed = 1,
+        .dtype = params->dtype,
+        .max_rows = params->max_rows,
+        .max_logits = params->max_rows,
     };
     int rc;
 
@@ -180,8 +191,8 @@ static int upload_batch(struct test_model *t, struct step_batch *batch,
         if (seqs[s].decode)
             batch->n_decode++;
         else
-            chunks[batch->n_chunks++] = (struct step_chunk){seqs[s].slot, n, seqs[s].n,
-                                                            seqs[s].pos0};
+            chunks[batch->n_chunks++] =
+                (struct step_chunk){seqs[s].slot, n, seqs[s].n, seqs[s].pos0};
         for (int i = 0; i < seqs[s].n; i++, n++) {
             t->host[n] = seqs[s].tokens[i];
             t->host[max + n] = seqs[s].pos0 + i;

@@ -19,10 +19,10 @@ struct err;
 
 struct test_model_params {
     const char *dir;
-    const char *device;      /* NULL: "cpu" */
+    const char *device; /* NULL: "cpu" */
     enum dtype dtype;
     bool random_weights;
-    bool rings;              /* windowed layers keep a ring instead of everything */
+    bool rings; /* windowed layers keep a ring instead of everything */
     int n_slots, max_positions, max_rows;
 };
 
@@ -43,7 +43,7 @@ struct test_rows {
     int slot, pos0, n;
     const int32_t *tokens; /* [n] */
     bool decode;
-    int rope_len;          /* length of the prompt; pos0 + 1 for a decode row */
+    int rope_len; /* length of the prompt; pos0 + 1 for a decode row */
 };
 
 int test_model_open(struct test_model *t, const struct test_model_params *params, struct err *err);

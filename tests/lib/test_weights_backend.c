@@ -114,6 +114,5 @@ static const struct backend_ops ops = {
 
 void test_weights_backend_init(struct test_weights_backend *tb)
 {
-    *tb = (struct test_weights_backend){.be = {.ops = &ops, .act_dtype = DTYPE_F32},
-                                        .fail_at = -1};
+    *tb = (struct test_weights_backend){.be = {.ops = &ops, .act_dtype = DTYPE_F32}, .fail_at = -1};
 }

@@ -13,7 +13,7 @@ struct test_weights_backend {
     int n_live;        /* allocations and weights not given back */
     int fail_at;       /* the allocation or weight that is refused, counted from 0; -1: none */
     int n_calls;
-    int n_misaligned;  /* parts handed over at an address that their type must not have */
+    int n_misaligned; /* parts handed over at an address that their type must not have */
 };
 
 void test_weights_backend_init(struct test_weights_backend *tb);

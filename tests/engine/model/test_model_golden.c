@@ -62,8 +62,8 @@ static void golden_open(struct golden *g, const char *name)
 
 static struct test_model_params params_of(const struct golden *g)
 {
-    return (struct test_model_params){.dir = g->dir, .dtype = DTYPE_F32, .n_slots = 1,
-                                      .max_positions = 320, .max_rows = 128};
+    return (struct test_model_params){
+        .dir = g->dir, .dtype = DTYPE_F32, .n_slots = 1, .max_positions = 320, .max_rows = 128};
 }
 
 static void open_or_fail(struct test_model *t, const struct test_model_params *p)
@@ -145,8 +145,8 @@ START_TEST(model_golden__greedy_continuation_is_identical)
     ck_assert_int_eq(test_model_sequence(&t, g.tokens, g.n_prompt, g.n_prompt, 0, logits, &err), 0);
     token = test_argmax(logits + (size_t)(g.n_prompt - 1) * t.cfg.vocab_size, t.cfg.vocab_size);
     for (int i = g.n_prompt; i < g.n; i++) {
-        struct test_rows r = {.pos0 = i, .n = 1, .tokens = &token, .decode = true,
-                              .rope_len = i + 1};
+        struct test_rows r = {
+            .pos0 = i, .n = 1, .tokens = &token, .decode = true, .rope_len = i + 1};
 
         ck_assert_msg(token == g.tokens[i], "%s: token %d: %d, want %d", g.dir, i - g.n_prompt,
                       token, g.tokens[i]);
@@ -159,7 +159,8 @@ START_TEST(model_golden__greedy_continuation_is_identical)
 }
 END_TEST
 
-/* A prompt in chunks of any size gives the bits of the prompt in one piece, decode rows included. */
+/* A prompt in chunks of any size gives the bits of the prompt in one piece, decode rows included.
+ */
 START_TEST(model_golden__chunked_prefill_equals_whole)
 {
     static const int chunk_lens[] = {1, 7, 16, 64};
@@ -181,7 +182,8 @@ START_TEST(model_golden__chunked_prefill_equals_whole)
     for (int i = 0; i < 4; i++) {
         open_or_fail(&t, &p);
         ck_assert_int_eq(test_model_sequence(&t, g.tokens, g.n_prompt + 8, g.n_prompt,
-                                             chunk_lens[i], chunked, NULL), 0);
+                                             chunk_lens[i], chunked, NULL),
+                         0);
         ck_assert_msg(memcmp(whole, chunked, bytes) == 0, "%s: chunks of %d differ", g.dir,
                       chunk_lens[i]);
         test_model_close(&t);
@@ -231,8 +233,8 @@ static bool ragged_rows(struct test_rows *r, const struct golden *g, int seq, in
     else if (step == 1 && cut < n_prompt)
         *r = (struct test_rows){.pos0 = cut, .n = n_prompt - cut};
     else
-        *r = (struct test_rows){.pos0 = n_prompt + step - (cut < n_prompt ? 2 : 1), .n = 1,
-                                .decode = true};
+        *r = (struct test_rows){
+            .pos0 = n_prompt + step - (cut < n_prompt ? 2 : 1), .n = 1, .decode = true};
     r->slot = seq;
     r->tokens = g->tokens + seq + r->pos0; /* shifted, so that sequences differ */
     r->rope_len = r->decode ? r->pos0 + 1 : n_prompt;
@@ -269,8 +271,8 @@ START_TEST(model_golden__ragged_batch_equals_one_at_a_time)
         ck_assert_int_eq(test_model_step(&together, rows, n, a, NULL), 0);
         for (int i = 0; i < n; i++) {
             ck_assert_int_eq(test_model_step(&alone, &rows[i], 1, b, NULL), 0);
-            ck_assert_msg(memcmp(a + at * row_floats, b,
-                                 rows[i].n * row_floats * sizeof(float)) == 0,
+            ck_assert_msg(memcmp(a + at * row_floats, b, rows[i].n * row_floats * sizeof(float)) ==
+                              0,
                           "%s: step %d sequence %d differs", g.dir, step, rows[i].slot);
             at += rows[i].n;
         }

@@ -38,8 +38,13 @@ static void open_model(struct loaded *l, const char *name, enum dtype dtype, boo
 {
     struct err err = {0};
     char dir[512];
-    struct model_params params = {.dir = dir, .random_weights = random, .seed = 5, .dtype = dtype,
-                                  .max_rows = 4, .max_logits = 2, .progress = on_progress,
+    struct model_params params = {.dir = dir,
+                                  .random_weights = random,
+                                  .seed = 5,
+                                  .dtype = dtype,
+                                  .max_rows = 4,
+                                  .max_logits = 2,
+                                  .progress = on_progress,
                                   .progress_arg = l};
 
     memset(l, 0, sizeof(*l));

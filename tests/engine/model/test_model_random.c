@@ -33,8 +33,8 @@ static int decode(struct test_model *t)
     memmove(logits, logits + (size_t)(N_PROMPT - 1) * t->cfg.vocab_size,
             t->cfg.vocab_size * sizeof(float));
     for (int i = N_PROMPT; i < N_PROMPT + N_NEW; i++) {
-        struct test_rows r = {.pos0 = i, .n = 1, .tokens = &tokens[i], .decode = true,
-                              .rope_len = i + 1};
+        struct test_rows r = {
+            .pos0 = i, .n = 1, .tokens = &tokens[i], .decode = true, .rope_len = i + 1};
         double sum = 0;
 
         for (int v = 0; v < t->cfg.vocab_size; v++) {
@@ -66,8 +66,12 @@ START_TEST(model_random__deep_models_decode)
         {"qwen3", "true", 60, DTYPE_BF16},
     };
     char dir[] = "/tmp/spand-test-random-XXXXXX", path[64];
-    struct test_model_params p = {.dir = dir, .dtype = cases[_i].dtype, .random_weights = true,
-                                  .n_slots = 1, .max_positions = 128, .max_rows = 32};
+    struct test_model_params p = {.dir = dir,
+                                  .dtype = cases[_i].dtype,
+                                  .random_weights = true,
+                                  .n_slots = 1,
+                                  .max_positions = 128,
+                                  .max_rows = 32};
     struct test_model t;
     struct err err = {0};
     FILE *f;

@@ -25,8 +25,8 @@ static int load(const char *dir, struct test_weights_backend *tb, bool random, s
 {
     struct model_config cfg;
     struct model *m = NULL;
-    struct model_params params = {.dir = dir, .random_weights = random, .dtype = DTYPE_F32,
-                                  .max_rows = 4, .max_logits = 2};
+    struct model_params params = {
+        .dir = dir, .random_weights = random, .dtype = DTYPE_F32, .max_rows = 4, .max_logits = 2};
     int rc = model_config_load(&cfg, dir, err);
 
     if (rc == 0)

@@ -43,7 +43,8 @@ START_TEST(rope__frequencies_match_transformers)
     ck_assert_msg(json_file_load(&doc, test_path("tests/golden/rope.json"), 1 << 20, &err) == 0,
                   "%s", err.msg);
     ck_assert_uint_ge(json_object_size(doc), 9);
-    json_object_foreach (doc, name, entry) {
+    json_object_foreach(doc, name, entry)
+    {
         const json_t *want = json_object_get(entry, "inv_freq");
         float got[256];
         struct model_config c;
