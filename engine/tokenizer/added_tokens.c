@@ -160,7 +160,7 @@ static bool tokens_agree(const struct added_token *a, const struct added_token *
            a->normalized == b->normalized && a->special == b->special;
 }
 
-/* Files every token under its id and text; *max_id is the highest id given so far, or -1. */
+/* Files tok, which it consumes, under its id and text; *max_id is the highest id given so far, or -1. */
 static int token_file(struct added_tokens *a, struct added_token *tok, const struct bpe *model,
                       int32_t *max_id, struct err *err)
 {
@@ -168,11 +168,13 @@ static int token_file(struct added_tokens *a, struct added_token *tok, const str
     int32_t vocab_size = (int32_t)bpe_vocab_size(model);
 
     if (same || tok->content_len == 0) {
+        int rc = 0;
+
         if (same && !tokens_agree(same, tok))
-            return err_set(err, ERR_PARSE, "added_tokens: '%.64s' twice, with different flags",
-                           tok->content);
+            rc = err_set(err, ERR_PARSE, "added_tokens: '%.64s' twice, with different flags",
+                         tok->content);
         free(tok->content);
-        return 0;
+        return rc;
     }
     tok->id = bpe_id(model, tok->content, tok->content_len);
     if (tok->id < 0)
