@@ -6,6 +6,7 @@
  * first is loaded, so a bad file costs no minutes. Loading is engine-thread work.
  */
 #include "base/err.h"
+#include "base/hashmap.h"
 #include "engine/model/model_impl.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/weights_dir.h"
@@ -173,29 +174,31 @@ static bool is_known_buffer(const char *name)
     return false;
 }
 
-static void count_unused(struct model *m, const struct list *l)
+/* Counts the tensors that no item took. */
+static int count_unused(struct model *m, const struct list *l, struct err *err)
 {
-    size_t n_used = 0;
+    struct strmap used;
+    int rc = 0;
 
-    /* Every part of the list is a tensor of its own, so the difference needs no marks... */
-    for (int i = 0; i < l->n_items; i++)
-        n_used += l->items[i].n_parts;
-    if (n_used == weights_dir_count(m->files))
-        return;
-    /* ...and only files with surplus pay for a comparison of names. */
-    for (size_t i = 0; i < weights_dir_count(m->files); i++) {
-        const struct safetensors_tensor *t = weights_dir_at(m->files, i);
-        bool used = is_known_buffer(t->name);
+    strmap_init(&used);
+    for (int i = 0; i < l->n_items; i++) {
+        for (int p = 0; p < l->items[i].n_parts && rc == 0; p++) {
+            const char *name = l->items[i].name[p];
 
-        for (int j = 0; j < l->n_items && !used; j++) {
-            for (int p = 0; p < l->items[j].n_parts && !used; p++)
-                used = l->items[j].tensor[p] == t;
-        }
-        if (!used) {
-            m->n_unused++;
-            m->unused = t->name;
+            rc = strmap_put(&used, name, strlen(name), 1);
         }
     }
+    for (size_t i = 0; i < weights_dir_count(m->files) && rc == 0; i++) {
+        const char *name = weights_dir_at(m->files, i)->name;
+        int64_t unused;
+
+        if (strmap_get(&used, name, strlen(name), &unused) || is_known_buffer(name))
+            continue;
+        m->n_unused++;
+        m->unused = name;
+    }
+    strmap_release(&used);
+    return rc < 0 ? err_set(err, rc, "list of %d weights: out of memory", l->n_items) : 0;
 }
 
 /*
@@ -247,8 +250,7 @@ static int list_resolve(struct list *l, struct model *m, struct err *err)
                 return rc;
         }
     }
-    count_unused(m, l);
-    return 0;
+    return count_unused(m, l, err);
 }
 
 /* The tensor's data, copied when the file holds it where its type must not be read. */

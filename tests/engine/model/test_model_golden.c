@@ -3,7 +3,7 @@
  *
  * Tolerance: |diff| <= 1e-4 on logits with a standard deviation of 3, both sides in fp32; what is
  * left is the order of sums. The script keeps greedy margins far above it, so continuations must be
- * equal.
+ * equal. SPAND_TEST_VERBOSE=1 prints the largest difference of each variant.
  */
 #include "base/err.h"
 #include "base/file_map.h"
@@ -60,10 +60,16 @@ static void golden_open(struct golden *g, const char *name)
                   "%s", err.msg);
 }
 
+/* SPAND_TEST_DEVICE=cuda runs the same vectors there; add CK_FORK=no, no context survives a fork.
+ */
 static struct test_model_params params_of(const struct golden *g)
 {
-    return (struct test_model_params){
-        .dir = g->dir, .dtype = DTYPE_F32, .n_slots = 1, .max_positions = 320, .max_rows = 128};
+    return (struct test_model_params){.dir = g->dir,
+                                      .device = getenv("SPAND_TEST_DEVICE"),
+                                      .dtype = DTYPE_F32,
+                                      .n_slots = 1,
+                                      .max_positions = 320,
+                                      .max_rows = 128};
 }
 
 static void open_or_fail(struct test_model *t, const struct test_model_params *p)
