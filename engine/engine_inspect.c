@@ -88,14 +88,17 @@ static int reckon(struct inspection *in, const struct config *config, int n_toke
     int rc;
 
     in->dtype = pick_dtype(config, cfg);
-    in->n = n_tokens > 0 ? n_tokens : config->max_seq_len > 0 ? config->max_seq_len : cfg->max_seq_len;
+    in->n = n_tokens > 0              ? n_tokens
+            : config->max_seq_len > 0 ? config->max_seq_len
+                                      : cfg->max_seq_len;
     in->shape = (struct kv_shape){.n_layers = cfg->n_layers,
                                   .n_heads = cfg->n_heads,
                                   .n_kv_heads = cfg->n_kv_heads,
                                   .head_dim = cfg->head_dim,
                                   .page_entries = config->page_entries,
                                   .dtype = in->dtype};
-    rc = plan_open(&in->plan, config->plan, cfg->n_layers, cfg->n_heads, KV_SPAN_INCLUDES_SINK, err);
+    rc =
+        plan_open(&in->plan, config->plan, cfg->n_layers, cfg->n_heads, KV_SPAN_INCLUDES_SINK, err);
     if (rc < 0)
         return rc;
     for (int layer = 0; layer < cfg->n_layers; layer++) {
@@ -104,9 +107,10 @@ static int reckon(struct inspection *in, const struct config *config, int n_toke
     }
     in->n_params = model_config_params(cfg);
     in->weight_bytes = model_config_weight_bytes(cfg, in->dtype);
-    in->bytes_per_token = 2 * (int64_t)kv_shape_heads(&in->shape) * cfg->head_dim *
-                          (int64_t)dtype_bytes(in->dtype);
-    in->slots_query = kv_layout_query_slots(&in->shape, in->plan->rules, in->n, in->plan->convention);
+    in->bytes_per_token =
+        2 * (int64_t)kv_shape_heads(&in->shape) * cfg->head_dim * (int64_t)dtype_bytes(in->dtype);
+    in->slots_query =
+        kv_layout_query_slots(&in->shape, in->plan->rules, in->n, in->plan->convention);
     in->slots_kv = kv_layout_kv_slots(&in->shape, in->plan->rules, in->n, in->plan->convention);
     in->density = plan_kv_density(in->plan, &in->shape, in->n);
     rc = sum_pages(in, err);

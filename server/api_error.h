@@ -18,7 +18,7 @@ struct api_error {
     const char *code;            /* static string; NULL is null */
     char param[API_PARAM_BYTES]; /* the field at fault; "" is null */
     char message[ERR_MSG_BYTES];
-    int retry_after_s;           /* 0: no such header */
+    int retry_after_s; /* 0: no such header */
 };
 
 /* Records the first error only. param and code may be NULL. Returns ERR_INVALID. */

@@ -49,11 +49,8 @@ static void show(const struct config *config, const char *usage, const struct co
 bool cli_configure(struct config *config, const char *usage, int argc, char **argv,
                    const struct config_extra *extras, int n_extras, int *rc)
 {
-    struct config_sources from = {.envp = environ,
-                                  .argc = argc,
-                                  .argv = argv,
-                                  .extras = extras,
-                                  .n_extras = n_extras};
+    struct config_sources from = {
+        .envp = environ, .argc = argc, .argv = argv, .extras = extras, .n_extras = n_extras};
     struct err err = {0};
 
     if (config_load(config, &from, &err) < 0) {

@@ -167,8 +167,8 @@ int cli_generate(int argc, char **argv)
     struct err err = {0};
     int rc;
 
-    if (!cli_configure(&config, "spand generate --model DIR --prompt TEXT [--max-tokens N] ...", argc,
-                       argv, extras, sizeof(extras) / sizeof(extras[0]), &rc))
+    if (!cli_configure(&config, "spand generate --model DIR --prompt TEXT [--max-tokens N] ...",
+                       argc, argv, extras, sizeof(extras) / sizeof(extras[0]), &rc))
         return rc;
     if (!f.prompt && !f.prompt_file) {
         fprintf(stderr, "spand: generate needs --prompt or --prompt-file\n");

@@ -3,8 +3,9 @@
  *
  * libmicrohttpd does not look at suspended connections. A watch is a uv_poll for UV_DISCONNECT on a
  * duplicate of the connection's descriptor. A FIN alone may be a client that only closed its
- * sending side: where that must be told apart, the watch sends an interim "100 Continue" 50 ms later,
- * which every HTTP/1.1 client skips, and which the kernel of one that has left answers with a reset.
+ * sending side: where that must be told apart, the watch sends an interim "100 Continue" 50 ms
+ * later, which every HTTP/1.1 client skips, and which the kernel of one that has left answers with
+ * a reset.
  */
 #ifndef CLIENT_WATCH_H
 #define CLIENT_WATCH_H

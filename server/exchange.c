@@ -252,7 +252,8 @@ static enum MHD_Result send_answer(struct exchange *ex)
 
     ex->state = EXCHANGE_SENDING;
     if (ex->is_stream) {
-        r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, ex, NULL);
+        r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, ex,
+                                              NULL);
     } else {
         buf = strbuf_detach(&ex->out, &len);
         r = buf ? MHD_create_response_from_buffer(len, buf, MHD_RESPMEM_MUST_FREE) : NULL;
@@ -294,14 +295,15 @@ static int check_head(struct exchange *ex, const char *version, struct api_error
         route = NULL;
     }
     if (!route && ex->match.allow)
-        return api_error_set(e, 405, NULL, NULL, "%s does not allow %s; it allows %s.",
-                             ex->target, ex->method, ex->match.allow);
+        return api_error_set(e, 405, NULL, NULL, "%s does not allow %s; it allows %s.", ex->target,
+                             ex->method, ex->match.allow);
     if (!route)
         return api_error_set(e, 404, NULL, NULL, "Nothing is served at %.200s.", ex->target);
     if (ex->server->draining && route->method == ROUTE_POST)
         return api_error_set(e, 503, NULL, "shutting_down", "The server is shutting down.");
     if (ex->head.content_length > config->max_body_bytes)
-        return api_error_set(e, 413, NULL, NULL, "The body has %lld bytes; at most %lld are accepted.",
+        return api_error_set(e, 413, NULL, NULL,
+                             "The body has %lld bytes; at most %lld are accepted.",
                              (long long)ex->head.content_length, (long long)config->max_body_bytes);
     return 0;
 }
@@ -379,7 +381,7 @@ static void on_client_gone(void *arg)
 
 void exchange_watch(struct exchange *ex, bool for_stream)
 {
-    enum client_fin fin = for_stream         ? CLIENT_FIN_LEAVES
+    enum client_fin fin = for_stream        ? CLIENT_FIN_LEAVES
                           : ex->is_http_1_0 ? CLIENT_FIN_STAYS
                                             : CLIENT_FIN_PROBE;
 

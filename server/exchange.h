@@ -22,10 +22,10 @@ struct http_client;
 struct http_server;
 
 enum exchange_state {
-    EXCHANGE_READING,   /* the body is coming in */
-    EXCHANGE_WAITING,   /* the handler was called and has not answered */
-    EXCHANGE_ANSWERED,  /* the answer is there and not yet queued */
-    EXCHANGE_SENDING    /* queued; a stream may still grow */
+    EXCHANGE_READING,  /* the body is coming in */
+    EXCHANGE_WAITING,  /* the handler was called and has not answered */
+    EXCHANGE_ANSWERED, /* the answer is there and not yet queued */
+    EXCHANGE_SENDING   /* queued; a stream may still grow */
 };
 
 struct exchange {
@@ -40,13 +40,13 @@ struct exchange {
     struct http_head head;
     enum exchange_state state;
     bool is_suspended, is_stream, has_ended, has_left, is_http_1_0;
-    struct strbuf body;        /* of the request */
-    struct strbuf out;         /* the answer, or the part of a stream that is not sent */
-    size_t out_at;             /* sent bytes of out */
+    struct strbuf body; /* of the request */
+    struct strbuf out;  /* the answer, or the part of a stream that is not sent */
+    size_t out_at;      /* sent bytes of out */
     const char *content_type;
     int status, retry_after_s;
     char id[HTTP_REQUEST_ID_BYTES];
-    char method[16], *target;  /* owned */
+    char method[16], *target; /* owned */
     int64_t began_ns, last_out_ns;
     int64_t prompt_tokens, completion_tokens; /* for the log */
 };

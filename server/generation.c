@@ -142,8 +142,7 @@ static int make_choices(struct generation *g)
         strbuf_init(&c->text);
         strbuf_init(&c->token_ids);
         strbuf_init(&c->prompt_logprobs);
-        logprob_list_init(&c->logprobs,
-                          g->api == API_CHAT ? LOGPROBS_CHAT : LOGPROBS_COMPLETIONS);
+        logprob_list_init(&c->logprobs, g->api == API_CHAT ? LOGPROBS_CHAT : LOGPROBS_COMPLETIONS);
     }
     g->n_choices = n;
     for (int i = 0; i < g->n_prompts; i++)

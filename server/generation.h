@@ -2,9 +2,9 @@
  * generation - what one POST makes the engine do: prompts x n choices, or only tokenizing.
  *
  * Loop thread only, but for the parsing and tokenizing of long bodies, which runs on libuv's pool
- * while nobody else touches the generation. It survives its exchange: a client that leaves only cancels,
- * and the engine's final events still find their choices here. A generation has at most max_batch
- * choices inside the engine at once, so one body can fill the batch but not the queue.
+ * while nobody else touches the generation. It survives its exchange: a client that leaves only
+ * cancels, and the engine's final events still find their choices here. A generation has at most
+ * max_batch choices inside the engine at once, so one body can fill the batch but not the queue.
  */
 #ifndef GENERATION_H
 #define GENERATION_H
@@ -31,8 +31,8 @@ struct choice {
     char *stop_string; /* owned by the arena */
     int n_tokens;
     int64_t last_token_ns;
-    struct strbuf text;            /* not yet written: a chunk's, or the whole answer's */
-    struct strbuf token_ids;       /* likewise, "1,2,3" */
+    struct strbuf text;      /* not yet written: a chunk's, or the whole answer's */
+    struct strbuf token_ids; /* likewise, "1,2,3" */
     struct strbuf prompt_logprobs;
     struct logprob_list logprobs;
 };
@@ -49,7 +49,7 @@ struct generation {
     unsigned magic;
     struct generation *prev, *next; /* in the server's bridge */
     struct http_server *server;
-    struct exchange *exchange;      /* NULL once nobody waits for the answer */
+    struct exchange *exchange; /* NULL once nobody waits for the answer */
     enum openai_api api;
     struct arena arena;
     struct strbuf raw; /* the request's body, until it is parsed */

@@ -72,14 +72,16 @@ void generation_add_event(struct choice *c, const struct engine_event *ev)
                                     .silent_id = g->server->info->bos_id};
 
     if (!c->has_echoed && p->echo)
-        strbuf_add(&c->text, g->prompts[c->prompt_idx].echo.buf, g->prompts[c->prompt_idx].echo.len);
+        strbuf_add(&c->text, g->prompts[c->prompt_idx].echo.buf,
+                   g->prompts[c->prompt_idx].echo.len);
     c->has_echoed = true;
     if (ev->prompt_tokens)
         add_prompt(c, ev, &speller);
     strbuf_add(&c->text, ev->text, ev->text_len);
     for (int i = 0; i < ev->n_tokens; i++) {
         const struct engine_token *t = &ev->tokens[i];
-        /* The bytes of a chat answer's tokens spell its text, which the stop token is no part of. */
+        /* The bytes of a chat answer's tokens spell its text, which the stop token is no part of.
+         */
         bool is_end = ev->finish == FINISH_STOP && i + 1 == ev->n_tokens && t->id == ev->stop_token;
 
         if (p->sampling.n_logprobs >= 0 && !(is_end && g->api == API_CHAT))
@@ -141,7 +143,8 @@ static void write_chunk(struct choice *c, const struct openai_piece *piece, stru
 static void write_role(struct choice *c, struct strbuf *out)
 {
     struct generation *g = c->generation;
-    struct openai_piece piece = {.index = c->index, .text = "", .with_role = true, .stop_token = -1};
+    struct openai_piece piece = {
+        .index = c->index, .text = "", .with_role = true, .stop_token = -1};
 
     if (g->params.return_token_ids)
         piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
@@ -254,7 +257,8 @@ void generation_write_tokens(struct generation *g, struct strbuf *out)
                 g->server->limits.max_seq_len);
     for (int i = 0; i < p->n_ids; i++)
         strbuf_addf(out, i ? ",%d" : "%d", p->ids[i]);
-    strbuf_addstr(out, g->params.return_token_strs ? "],\"token_strs\":[" : "],\"token_strs\":null}");
+    strbuf_addstr(out,
+                  g->params.return_token_strs ? "],\"token_strs\":[" : "],\"token_strs\":null}");
     for (int i = 0; g->params.return_token_strs && i < p->n_ids; i++) {
         strbuf_reset(&bytes);
         engine_token_bytes(g->server->engine, p->ids[i], &bytes);

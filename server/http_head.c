@@ -14,7 +14,8 @@ void http_head_init(struct http_head *h)
     h->content_length = -1;
 }
 
-/* RFC 9110 5.6.2: what a field name may consist of. A space before the colon is part of the name here. */
+/* RFC 9110 5.6.2: what a field name may consist of. A space before the colon is part of the name
+ * here. */
 static bool is_token(const char *s)
 {
     static const char others[] = "!#$%&'*+-.^_`|~";
@@ -22,7 +23,8 @@ static bool is_token(const char *s)
     if (!*s)
         return false;
     for (; *s; s++) {
-        bool alnum = (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z');
+        bool alnum =
+            (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z');
 
         if (!alnum && !strchr(others, *s))
             return false;
@@ -62,7 +64,8 @@ static void read_request_id(struct http_head *h, const char *s)
     if (!*s || strlen(s) >= sizeof(h->request_id))
         return;
     for (const char *p = s; *p; p++) {
-        bool alnum = (*p >= '0' && *p <= '9') || (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z');
+        bool alnum =
+            (*p >= '0' && *p <= '9') || (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z');
 
         if (!alnum && !strchr("-_.:", *p))
             return;
@@ -128,7 +131,8 @@ int http_head_check(const struct http_head *h, const char *version, struct api_e
         return api_error_set(e, 400, NULL, NULL, "A request needs one valid Host header.");
     *unsafe = false;
     if (h->n_authorization > 1 || h->n_type > 1)
-        return api_error_set(e, 400, NULL, NULL, "Authorization and Content-Type may be given once.");
+        return api_error_set(e, 400, NULL, NULL,
+                             "Authorization and Content-Type may be given once.");
     if (h->expects_other)
         return api_error_set(e, 417, NULL, NULL, "The only expectation supported is 100-continue.");
     if (h->is_encoded)

@@ -26,10 +26,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define SWEEP_MS     100
-#define IDLE_MS      75000 /* as nginx: longer than the pools of clients keep a connection */
-#define BACKLOG      1024  /* bursts of clients; the kernel cuts it to its own limit */
-#define SPARE_FDS    64    /* model files, logs, epoll sets */
+#define SWEEP_MS  100
+#define IDLE_MS   75000 /* as nginx: longer than the pools of clients keep a connection */
+#define BACKLOG   1024  /* bursts of clients; the kernel cuts it to its own limit */
+#define SPARE_FDS 64    /* model files, logs, epoll sets */
 
 /* The socket */
 

@@ -1,5 +1,6 @@
 /*
- * http_server - the listening socket, the libmicrohttpd daemon, its connections and their deadlines.
+ * http_server - the listening socket, the libmicrohttpd daemon, its connections and their
+ * deadlines.
  *
  * Loop thread only. It owns every connection's struct http_client; the exchanges on them own
  * themselves until libmicrohttpd reports their end.
@@ -21,7 +22,7 @@ enum client_phase {
     CLIENT_IDLE, /* between two requests */
     CLIENT_HEAD,
     CLIENT_BODY,
-    CLIENT_BUSY  /* being answered: deadlines of its own */
+    CLIENT_BUSY /* being answered: deadlines of its own */
 };
 
 /* One connection. */

@@ -1,6 +1,6 @@
 /*
- * json_in - request bodies. jansson 2.14 parses by recursion and limits the depth at 2048 by itself;
- * a scan in front of it brings that down to what requests need, without any recursion.
+ * json_in - request bodies. jansson 2.14 parses by recursion and limits the depth at 2048 by
+ * itself; a scan in front of it brings that down to what requests need, without any recursion.
  */
 #include "server/json_in.h"
 
@@ -44,7 +44,8 @@ int json_in_parse(json_t **root, const char *body, size_t len, int max_depth, st
     if (len == 0)
         return api_error_set(e, 400, NULL, NULL, "The request body is empty; it must be JSON.");
     if (is_too_deep(body, len, max_depth))
-        return api_error_set(e, 400, NULL, NULL, "The body nests deeper than %d levels.", max_depth);
+        return api_error_set(e, 400, NULL, NULL, "The body nests deeper than %d levels.",
+                             max_depth);
     v = json_loadb(body, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
     if (!v)
         return api_error_set(e, 400, NULL, NULL,

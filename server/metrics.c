@@ -1,6 +1,6 @@
 /*
- * metrics - histograms and the Prometheus page. Edges are those of vLLM so that dashboards fit, with
- * finer ones below: a small model on a fast device takes far less than 10 ms a token.
+ * metrics - histograms and the Prometheus page. Edges are those of vLLM so that dashboards fit,
+ * with finer ones below: a small model on a fast device takes far less than 10 ms a token.
  */
 #include "server/metrics.h"
 
@@ -16,16 +16,15 @@
 static const double ttft_edges[] = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
                                     0.1,    0.25,  0.5,   0.75,  1,    2.5,  5,    7.5,  10,
                                     20,     40,    80,    160,   640,  2560, 0};
-static const double itl_edges[] = {0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01,
-                                   0.025,  0.05,  0.075,  0.1,   0.15,  0.2,   0.3,   0.4,    0.5,
-                                   0.75,   1,     2.5,    5,     7.5,   10,    20,    40,     80,
-                                   0};
-static const double e2e_edges[] = {0.005, 0.02, 0.1, 0.3, 0.5, 0.8, 1,   1.5, 2,   2.5, 5,
-                                   10,    15,   20,  30,  40,  50,  60,  120, 240, 480, 960,
-                                   1920,  7680, 0};
-static const double count_edges[] = {1,    2,    5,     10,    20,    50,     100,    200,     500,
-                                     1000, 2000, 5000,  10000, 20000, 50000,  100000, 200000,  500000,
-                                     1e6,  0};
+static const double itl_edges[] = {
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15,
+    0.2,    0.3,   0.4,    0.5,   0.75,  1,     2.5,   5,      7.5,  10,    20,   40,    80,  0};
+static const double e2e_edges[] = {0.005, 0.02, 0.1, 0.3, 0.5,  0.8,  1,  1.5, 2,
+                                   2.5,   5,    10,  15,  20,   30,   40, 50,  60,
+                                   120,   240,  480, 960, 1920, 7680, 0};
+static const double count_edges[] = {1,     2,      5,      10,     20,   50,    100,
+                                     200,   500,    1000,   2000,   5000, 10000, 20000,
+                                     50000, 100000, 200000, 500000, 1e6,  0};
 
 static const int statuses[METRICS_N_STATUS] = {200, 400, 401, 403, 404, 405, 408, 413,
                                                415, 429, 499, 500, 501, 503, 505, 0};
@@ -122,8 +121,7 @@ static void write_table(struct strbuf *out, const struct metrics *m, const struc
     alias = alias_name;                                                                            \
     if (alias)                                                                                     \
         write_value(out, alias, kind, "Alias of " name ".", vllm, (double)(value));
-#define COUNTER(member, name, alias_name, help)                                                    \
-    METRIC("counter", name, alias_name, help, m->member)
+#define COUNTER(member, name, alias_name, help) METRIC("counter", name, alias_name, help, m->member)
 #define HISTOGRAM(member, name, alias_name, help, edges)                                           \
     write_histogram(out, name, help, own, &m->member, edges);                                      \
     alias = alias_name;                                                                            \
@@ -176,8 +174,7 @@ static void write_ops(struct strbuf *out, const struct engine_stats *s)
     for (int k = 0; k < 4 && s->n_ops > 0; k++) {
         begin_family(out, names[k], "counter", helps[k]);
         for (int i = 0; i < s->n_ops; i++) {
-            double v[] = {s->ops[i].n_calls, s->ops[i].ns * 1e-9, s->ops[i].bytes,
-                          s->ops[i].flops};
+            double v[] = {s->ops[i].n_calls, s->ops[i].ns * 1e-9, s->ops[i].bytes, s->ops[i].flops};
 
             strbuf_addf(out, "%s{op=\"%s\"} %.15g\n", names[k], s->ops[i].name, v[k]);
         }

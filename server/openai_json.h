@@ -30,8 +30,8 @@ enum logprob_style { LOGPROBS_COMPLETIONS, LOGPROBS_CHAT };
 struct logprob_list {
     enum logprob_style style;
     struct strbuf tokens, values, tops, offsets; /* chat uses tokens alone */
-    int64_t text_at; /* code points before the next token */
-    int n;           /* entries since the last write */
+    int64_t text_at;                             /* code points before the next token */
+    int n;                                       /* entries since the last write */
 };
 
 void logprob_list_init(struct logprob_list *l, enum logprob_style style);
@@ -52,14 +52,14 @@ struct openai_piece {
     int index;
     const char *text; /* NULL: an empty delta */
     size_t text_len;
-    struct logprob_list *logprobs;     /* NULL: null */
-    const struct strbuf *prompt_ids;   /* lists without brackets; NULL: no such key */
+    struct logprob_list *logprobs;   /* NULL: null */
+    const struct strbuf *prompt_ids; /* lists without brackets; NULL: no such key */
     const struct strbuf *token_ids;
     const struct strbuf *prompt_logprobs;
-    const char *finish_reason;         /* NULL: null */
-    const char *stop_string;           /* what stopped it: a string, or a token */
-    int32_t stop_token;                /* -1: none */
-    bool with_role;                    /* a delta that opens the message */
+    const char *finish_reason; /* NULL: null */
+    const char *stop_string;   /* what stopped it: a string, or a token */
+    int32_t stop_token;        /* -1: none */
+    bool with_role;            /* a delta that opens the message */
 };
 
 void openai_write_text_choice(struct strbuf *out, const struct openai_piece *p);

@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GEN      (API_COMPLETIONS | API_CHAT)
-#define MAX_INT  2147483647.0
-#define ABOVE_0  1e-9 /* the least value of an interval that is open at 0 */
+#define GEN     (API_COMPLETIONS | API_CHAT)
+#define MAX_INT 2147483647.0
+#define ABOVE_0 1e-9 /* the least value of an interval that is open at 0 */
 
 enum field_kind { FIELD_BOOL, FIELD_INT, FIELD_INT64, FIELD_FLOAT };
 
@@ -210,7 +210,8 @@ static int read_bias(struct openai_reader *r, const char *name, const json_t *v)
     bias = arena_array(r->arena, json_object_size(v) + 1, sizeof(*bias));
     if (!bias)
         return openai_refuse_no_room(r->e);
-    json_object_foreach ((json_t *)v, key, value) {
+    json_object_foreach((json_t *)v, key, value)
+    {
         double d = json_number_value(value);
 
         if (!parse_token_key(key, r->limits->vocab_size, &bias[n].token))
@@ -299,7 +300,7 @@ static bool is_auto_or_none(const json_t *v)
     return is_none(v) || (json_is_string(v) && !strcmp(json_string_value(v), "auto"));
 }
 
-/* Not built, and the answer would differ: refused unless harmless() says that the value asks for nothing. */
+/* Not built, and the answer would differ: refused, unless harmless() says that nothing is asked. */
 static const struct {
     const char *name;
     unsigned apis;
@@ -384,8 +385,8 @@ static int check_tokens_asked(struct openai_reader *r)
                              "'max_tokens' may be 0 only together with 'echo'.");
     if (p->max_tokens >= 0 && p->sampling.min_tokens > p->max_tokens)
         return api_error_set(r->e, 400, "min_tokens", NULL,
-                             "'min_tokens' (%d) is above 'max_tokens' (%d).", p->sampling.min_tokens,
-                             p->max_tokens);
+                             "'min_tokens' (%d) is above 'max_tokens' (%d).",
+                             p->sampling.min_tokens, p->max_tokens);
     if (p->has_stream_options && !p->stream)
         return api_error_set(r->e, 400, "stream_options", NULL,
                              "'stream_options' is allowed only with 'stream': true.");
@@ -402,8 +403,8 @@ static int check_together(struct openai_reader *r)
     int most = r->limits->max_logprobs;
 
     if ((int64_t)p->n * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
-        return api_error_set(r->e, 400, p->n_prompts > r->limits->max_choices ? "prompt" : "n", NULL,
-                             "%d prompts with n = %d; this server gives at most %d choices.",
+        return api_error_set(r->e, 400, p->n_prompts > r->limits->max_choices ? "prompt" : "n",
+                             NULL, "%d prompts with n = %d; this server gives at most %d choices.",
                              p->n_prompts ? p->n_prompts : 1, p->n, r->limits->max_choices);
     if (p->best_of > 1 && p->best_of < p->n)
         return api_error_set(r->e, 400, "best_of", NULL, "'best_of' must not be below 'n'.");

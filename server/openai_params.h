@@ -22,12 +22,7 @@ struct arena;
 #define OPENAI_MAX_N          128
 #define OPENAI_MAX_MESSAGES   4096
 
-enum openai_api {
-    API_COMPLETIONS = 1,
-    API_CHAT = 2,
-    API_TOKENIZE = 4,
-    API_DETOKENIZE = 8
-};
+enum openai_api { API_COMPLETIONS = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
 
 /* What the model and the operator allow; filled once at start. */
 struct openai_limits {

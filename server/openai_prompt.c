@@ -33,9 +33,8 @@ int openai_read_ids(struct openai_reader *r, const char *name, const json_t *v, 
         int64_t id;
 
         if (!json_in_int(item, &id))
-            return api_error_set(r->e, 400, name, NULL,
-                                 "'%s' mixes token ids with %s (item %zu).", name,
-                                 json_in_kind(item), i);
+            return api_error_set(r->e, 400, name, NULL, "'%s' mixes token ids with %s (item %zu).",
+                                 name, json_in_kind(item), i);
         if (id < 0 || id >= r->limits->vocab_size)
             return api_error_set(r->e, 400, name, NULL,
                                  "'%s': token id %lld is outside the vocabulary (0 to %d).", name,
@@ -68,10 +67,11 @@ int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *
     struct openai_prompt *prompts;
 
     if (!json_is_string(v) && !json_is_array(v))
-        return api_error_set(r->e, 400, name, NULL,
-                             "'%s' must be a string, an array of strings, an array of token ids, or "
-                             "an array of token arrays, not %s.",
-                             name, json_in_kind(v));
+        return api_error_set(
+            r->e, 400, name, NULL,
+            "'%s' must be a string, an array of strings, an array of token ids, or "
+            "an array of token arrays, not %s.",
+            name, json_in_kind(v));
     if (json_is_array(v) && !first)
         return api_error_set(r->e, 400, name, NULL, "'%s' must not be an empty array.", name);
     if (is_batch && r->api == API_TOKENIZE)
@@ -113,8 +113,8 @@ static int read_parts(struct openai_reader *r, const json_t *parts, struct engin
 
         if (!type || strcmp(type, "text") || !json_is_string(body)) {
             rc = api_error_set(r->e, 400, "messages", NULL,
-                               "Content part %zu of type '%.40s' is not supported: only text is.", i,
-                               type ? type : "(none)");
+                               "Content part %zu of type '%.40s' is not supported: only text is.",
+                               i, type ? type : "(none)");
             goto out;
         }
         if (i > 0)
@@ -157,12 +157,13 @@ static int read_message(struct openai_reader *r, size_t i, const json_t *v,
                              json_in_kind(v));
     out->role = known_role(role);
     if (!out->role)
-        return api_error_set(r->e, 400, "messages", NULL, "Message %zu has the unknown role '%.40s'.",
-                             i, role ? role : "");
+        return api_error_set(r->e, 400, "messages", NULL,
+                             "Message %zu has the unknown role '%.40s'.", i, role ? role : "");
     if (json_array_size(json_object_get(v, "tool_calls")) > 0 ||
         json_is_object(json_object_get(v, "function_call")))
         return api_error_set(r->e, 400, "messages", "unsupported_parameter",
-                             "Message %zu holds tool calls, which this server does not support.", i);
+                             "Message %zu holds tool calls, which this server does not support.",
+                             i);
     if (json_is_string(content)) {
         out->content = json_string_value(content);
         out->content_len = json_string_length(content);

@@ -134,8 +134,11 @@ END_TEST
 /* Buckets are cumulative, the last one equals the count, and the sum is in seconds. */
 START_TEST(metrics__adds_up_histograms)
 {
-    struct engine_event ev = {.n_tokens = 1, .submit_ns = 1, .start_ns = 1 + MS,
-                              .first_token_ns = 1 + 4 * MS, .last_token_ns = 1 + 4 * MS};
+    struct engine_event ev = {.n_tokens = 1,
+                              .submit_ns = 1,
+                              .start_ns = 1 + MS,
+                              .first_token_ns = 1 + 4 * MS,
+                              .last_token_ns = 1 + 4 * MS};
 
     metrics_count_event(&metrics, &ev, 0);
     ev.n_tokens = 2;

@@ -82,8 +82,8 @@ START_TEST(openai_json__writes_token_ids)
 {
     struct strbuf prompt = STRBUF_INIT;
     struct strbuf ids = STRBUF_INIT;
-    struct openai_piece p = {.text = "x", .text_len = 1, .stop_token = -1, .prompt_ids = &prompt,
-                             .token_ids = &ids};
+    struct openai_piece p = {
+        .text = "x", .text_len = 1, .stop_token = -1, .prompt_ids = &prompt, .token_ids = &ids};
 
     openai_add_id(&prompt, 1);
     openai_add_id(&prompt, 20);
@@ -113,7 +113,8 @@ END_TEST
 
 START_TEST(openai_json__writes_a_message)
 {
-    struct openai_piece p = {.text = "hi", .text_len = 2, .finish_reason = "stop", .stop_token = -1};
+    struct openai_piece p = {
+        .text = "hi", .text_len = 2, .finish_reason = "stop", .stop_token = -1};
 
     openai_write_message_choice(&out, &p);
     expect("{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"hi\",\"refusal\":null},"
@@ -123,8 +124,8 @@ END_TEST
 
 START_TEST(openai_json__writes_head_and_usage)
 {
-    struct openai_head h = {.id = "cmpl-1", .object = "text_completion", .model = "m\"",
-                            .created = 5};
+    struct openai_head h = {
+        .id = "cmpl-1", .object = "text_completion", .model = "m\"", .created = 5};
     struct openai_usage u = {.prompt_tokens = 3, .completion_tokens = 4, .cached_tokens = 2};
 
     openai_write_head(&out, &h);

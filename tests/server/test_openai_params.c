@@ -79,7 +79,8 @@ static void refuse_all(enum openai_api api, const struct bad *bad, size_t n)
         ck_assert_msg(error.status == bad[i].status, "%s: status %d", bad[i].body, error.status);
         ck_assert_msg(!strcmp(error.param, bad[i].param), "%s: param '%s'", bad[i].body,
                       error.param);
-        ck_assert_msg(!error.code == !bad[i].code && (!error.code || !strcmp(error.code, bad[i].code)),
+        ck_assert_msg(!error.code == !bad[i].code &&
+                          (!error.code || !strcmp(error.code, bad[i].code)),
                       "%s: code %s", bad[i].body, error.code ? error.code : "null");
         ck_assert_msg(error.message[0] != '\0', "%s: no message", bad[i].body);
         api_error_write(&error, &out);
@@ -147,8 +148,8 @@ END_TEST
 /* The depth limit counts brackets outside strings only. */
 START_TEST(openai_params__limits_depth_outside_strings)
 {
-    ck_assert_int_eq(read_body(API_COMPLETIONS,
-                               "{\"model\":\"m\",\"prompt\":\"[[[[[[[[[[[[\\\"[[[[[[\"}"), 0);
+    ck_assert_int_eq(
+        read_body(API_COMPLETIONS, "{\"model\":\"m\",\"prompt\":\"[[[[[[[[[[[[\\\"[[[[[[\"}"), 0);
     ck_assert_int_eq(read_body(API_COMPLETIONS, P "\"a\":[[[[[[[1]]]]]]]}"), 0);
     ck_assert_int_lt(read_body(API_COMPLETIONS, P "\"a\":[[[[[[[[1]]]]]]]]}"), 0);
 }
@@ -339,11 +340,12 @@ START_TEST(openai_params__refuses_bad_chats)
         {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\"}]}", 400, "messages", NULL},
         {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":null}]}", 400, "messages",
          NULL},
-        {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]"
+        {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}"
+         "]"
          "}",
          400, "messages", NULL},
-        {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[\"x\"]}]}", 400, "messages",
-         NULL},
+        {"{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[\"x\"]}]}", 400,
+         "messages", NULL},
         {"{\"model\":\"m\",\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{}]}]}", 400,
          "messages", "unsupported_parameter"},
         {C "\"max_tokens\":0}", 400, "max_tokens", NULL},
@@ -465,9 +467,10 @@ END_TEST
 START_TEST(openai_params__joins_text_parts)
 {
     ck_assert_int_eq(
-        read_body(API_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"developer\",\"content\":"
-                            "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}]"
-                            "}"),
+        read_body(API_CHAT,
+                  "{\"model\":\"m\",\"messages\":[{\"role\":\"developer\",\"content\":"
+                  "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}]"
+                  "}"),
         0);
     ck_assert_str_eq(params.messages[0].role, "system");
     ck_assert_str_eq(params.messages[0].content, "a\nb");

@@ -21,7 +21,8 @@ END_TEST
 /* A known path under another method tells what it allows. */
 START_TEST(router__tells_what_a_path_allows)
 {
-    static const char *const methods[] = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "post"};
+    static const char *const methods[] = {"GET",     "HEAD",  "PUT", "DELETE",
+                                          "OPTIONS", "TRACE", "post"};
 
     for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
         struct route_match m = router_find(methods[i], "/v1/completions");
@@ -35,8 +36,9 @@ END_TEST
 
 START_TEST(router__knows_no_other_paths)
 {
-    static const char *const paths[] = {"/",  "",         "*",           "/v1",     "/v1/completions/",
-                                        "//", "/v1//models", "/health%00", "/V1/models", "/v1/models/"};
+    static const char *const paths[] = {
+        "/",           "",           "*",          "/v1",        "/v1/completions/", "//",
+        "/v1//models", "/health%00", "/V1/models", "/v1/models/"};
 
     for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
         struct route_match m = router_find("GET", paths[i]);
