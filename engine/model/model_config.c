@@ -27,7 +27,7 @@
 #define MAX_DIM          65536
 #define MAX_FFN_DIM      (1 << 20)
 #define MAX_HEADS        4096
-#define MAX_HEAD_DIM     512
+#define MAX_HEAD_DIM     256 /* what the backends have scratch for; no published decoder has more */
 #define MAX_QKV_ROWS     (1 << 20)
 #define MAX_SEQ_LEN      ROPE_CONFIG_MAX_SEQ_LEN
 

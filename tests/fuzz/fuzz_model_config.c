@@ -55,7 +55,7 @@ static void check_config(const struct model_config *c)
     CHECK(c->n_layers <= MODEL_MAX_LAYERS);
     CHECK(c->n_heads % c->n_kv_heads == 0);
     CHECK(c->head_dim >= 2);
-    CHECK(c->head_dim <= 512);
+    CHECK(c->head_dim <= 256);
     CHECK(c->n_eos <= MODEL_MAX_EOS);
     CHECK(c->bos_id < c->vocab_size);
     for (int i = 0; i < c->n_eos; i++)
