@@ -2,11 +2,55 @@
 #
 # cuBLASLt (over 500 MB) is opened at run time, not linked: the daemon starts on machines without it.
 
+.PHONY: test-cuda bench-cuda dist
+
 ifeq ($(HAVE_CUDA),1)
+
+CUDA_LIBS := $(filter-out -lcublasLt,$(CUDA_LIBS))
 
 $(OBJ)/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 
-CUDA_LIBS := $(filter-out -lcublasLt,$(CUDA_LIBS))
+CUDA_TEST_SRC := $(wildcard tests/cuda/test_*.c) tests/cuda/cuda_pair.c tests/lib/test_runner.c
+CUDA_TEST_OBJ := $(CUDA_TEST_SRC:%.c=$(OBJ)/%.o)
+CUDA_BENCH_OBJ := $(OBJ)/tests/cuda/bench_cuda.o
+# What both need of the tree: the backends, the model, and what lies below.
+CUDA_NEED_SRC := $(BASE_SRC) $(wildcard engine/cpu/*.c engine/model/*.c) engine/backend.c
+CUDA_NEED_OBJ := $(CUDA_NEED_SRC:%.c=$(OBJ)/%.o) $(CUDA_OBJ)
+
+$(BIN)/spand-cuda-tests: $(CUDA_TEST_OBJ) $(CUDA_NEED_OBJ)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(shell pkg-config --libs check 2>/dev/null) $(LDLIBS) $(CUDA_LIBS)
+
+$(BIN)/spand-cuda-bench: $(CUDA_BENCH_OBJ) $(CUDA_NEED_OBJ)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(LDLIBS) $(CUDA_LIBS)
+
+test-cuda: $(BIN)/spand-cuda-tests ## run the GPU suites; 77 and a message where there is no GPU
+	CK_FORK=no $(BIN)/spand-cuda-tests
+
+bench-cuda: $(BIN)/spand-cuda-bench ## time the main kernels in GB/s
+	$(BIN)/spand-cuda-bench
+
+else
+
+test-cuda bench-cuda:
+	@echo "no CUDA compiler: nothing was built for a GPU" >&2; exit 77
 
 endif
+
+# A folder that runs on another Linux x86-64 machine: the program and its shared libraries, but for
+# the C library, the driver's and CUDA's own (DIST_CUDA=1 brings libcublasLt too: 541 MB).
+DIST ?= $(BUILD)/dist/spand-$(VERSION)
+DIST_CUDA ?= 0
+DIST_SYSTEM := ld-linux|libc\.|libm\.|libdl\.|librt\.|libpthread\.|libcuda\.|libcublas|libcudart
+
+dist: $(BIN)/spand $(BIN)/spand-bench ## a bundle for another Linux x86-64 machine
+	@rm -rf $(DIST) && mkdir -p $(DIST)/lib
+	@cp $^ $(DIST)/
+	@ldd $^ | awk '/=> \//{print $$3}' | sort -u | grep -vE '/($(DIST_SYSTEM))' | xargs -r -I{} cp -L {} $(DIST)/lib/
+	@if [ "$(DIST_CUDA)" = 1 ]; then cp -L $(CUDA_HOME)/lib64/libcublasLt.so.13 $(DIST)/lib/; fi
+	@tar -C $(dir $(DIST)) -czf $(DIST).tar.gz $(notdir $(DIST))
+	@du -sh $(DIST).tar.gz

@@ -1,0 +1,153 @@
+/*
+ * test_model - a whole small model with random weights: the logits of both backends.
+ */
+#include "tests/cuda/cuda_pair.h"
+
+#include "engine/model/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define VOCAB    1003
+#define N_LAYERS 3
+#define LENGTH   230
+
+static void make_config(struct model_config *c, int variant)
+{
+    memset(c, 0, sizeof(*c));
+    strcpy(c->model_type, "llama");
+    c->vocab_size = VOCAB;
+    c->dim = 256;
+    c->n_layers = N_LAYERS;
+    c->n_heads = 8;
+    c->n_kv_heads = variant == 0 ? 8 : variant == 1 ? 2 : 1;
+    c->head_dim = variant == 2 ? 64 : 32;
+    c->ffn_dim = 696;
+    c->max_seq_len = 512;
+    c->norm_eps = 1e-5f;
+    c->act = ACT_SILU;
+    c->rope.kind = ROPE_DEFAULT;
+    c->rope.theta = 10000;
+    c->rope.factor = 1;
+    c->rope.dim = c->head_dim;
+    c->qkv_bias = variant == 1;
+    c->qk_norm = variant == 2;
+    c->tie_embeddings = variant == 2;
+    for (int i = 0; i < N_LAYERS; i++)
+        c->window[i] = KV_WINDOW_ALL;
+}
+
+struct run {
+    struct cuda_pair p;
+    struct model *cpu, *gpu;
+    struct pair_kv kv;
+    double worst, rms; /* over all logits so far */
+};
+
+/* One step on both: slot 0 has n rows from pos, slot 1 likewise when n1 > 0; all logits compared. */
+static void step(struct run *r, int n, int pos, int n1, int pos1, bool decode)
+{
+    int32_t token[LENGTH * 2], at[LENGTH * 2], slot[LENGTH * 2], rows[LENGTH * 2];
+    struct step_chunk chunks[2] = {{0, 0, n, pos}, {1, n, n1, pos1}};
+    int all = n + n1;
+    struct pair_batch b;
+    struct err err = {0};
+    size_t bytes = sizeof(float) * VOCAB * all;
+    float *want = malloc(bytes), *got = malloc(bytes);
+    double square = 0;
+
+    for (int i = 0; i < all; i++) {
+        slot[i] = i >= n;
+        at[i] = i < n ? pos + i : pos1 + i - n;
+        token[i] = (at[i] * 31 + slot[i] * 7) % VOCAB;
+        rows[i] = i;
+    }
+    b = pair_batch_new(&r->p, all, decode ? all : 0, decode ? 0 : 1 + (n1 > 0), all, token, at, slot,
+                       chunks, rows);
+    ck_assert_int_eq(r->p.cpu->ops->step_begin(r->p.cpu, &b.cpu, &err), 0);
+    ck_assert_msg(model_forward(r->cpu, &b.cpu, &r->kv.cpu, NULL, &err) == 0, "%s", err.msg);
+    ck_assert_int_eq(r->p.cpu->ops->step_end(r->p.cpu, &err), 0);
+    ck_assert_int_eq(r->p.gpu->ops->step_begin(r->p.gpu, &b.gpu, &err), 0);
+    ck_assert_msg(model_forward(r->gpu, &b.gpu, &r->kv.gpu, NULL, &err) == 0, "%s", err.msg);
+    ck_assert_msg(r->p.gpu->ops->step_end(r->p.gpu, &err) == 0, "%s", err.msg);
+    r->p.cpu->ops->download(r->p.cpu, want, model_logits(r->cpu), bytes, &err);
+    r->p.gpu->ops->download(r->p.gpu, got, model_logits(r->gpu), bytes, &err);
+    for (int i = 0; i < all * VOCAB; i++) {
+        double off = fabs((double)got[i] - want[i]);
+
+        square += (double)want[i] * want[i];
+        if (!(off <= r->worst))
+            r->worst = off;
+    }
+    r->rms = sqrt(square / (all * VOCAB));
+    free(want);
+    free(got);
+    pair_batch_free(&r->p, &b);
+}
+
+/* Prompts in odd chunks, then decoding, over dense and ring heads side by side. */
+static void check_model(enum dtype dtype, int variant, double tolerance)
+{
+    struct model_config c;
+    struct model_params params = {.random_weights = true, .seed = 7, .dtype = dtype,
+                                  .max_rows = 2 * LENGTH, .max_logits = 2 * LENGTH};
+    int32_t len[2] = {0, 0}, max_len[2] = {LENGTH, LENGTH};
+    struct kv_geom geom[2 * N_LAYERS * 8];
+    int32_t window[2 * N_LAYERS * 8];
+    struct run r = {0};
+    struct err err = {0};
+
+    make_config(&c, variant);
+    pair_open(&r.p, dtype);
+    ck_assert_msg(model_open(&r.cpu, &c, r.p.cpu, &params, &err) == 0, "%s", err.msg);
+    ck_assert_msg(model_open(&r.gpu, &c, r.p.gpu, &params, &err) == 0, "%s", err.msg);
+    for (int i = 0; i < 2 * N_LAYERS * 8; i++) {
+        bool ring = i % 3 == 1;
+
+        geom[i] = (struct kv_geom){ring ? 64 : 0, ring ? 64 : KV_RING_DENSE, KV_MASK_BLOCK * ring};
+    }
+    for (int i = 0; i < 2 * N_LAYERS * c.n_heads; i++) {
+        int kv_head = i / (c.n_heads / c.n_kv_heads);
+
+        window[i] = kv_head % 3 == 1 ? 64 : KV_WINDOW_ALL;
+    }
+    r.kv = pair_kv_new(&r.p, &(struct pair_kv_shape){2, N_LAYERS, c.n_heads, c.n_kv_heads,
+                                                     c.head_dim, 64, geom, window, len, max_len}, 9);
+    step(&r, 150, 0, 37, 0, false);
+    step(&r, 1, 150, 1, 37, true);
+    step(&r, 70, 151, 3, 38, false);
+    for (int i = 0; i < 5; i++)
+        step(&r, 1, 221 + i, 1, 41 + i, true);
+    fprintf(stderr, "model %d in %s: logits differ by %.3g at most, rms %.3g\n", variant,
+            dtype_name(dtype), r.worst, r.rms);
+    ck_assert_msg(r.worst <= tolerance * r.rms, "model %d in %s: logits differ by %g, rms %g",
+                  variant, dtype_name(dtype), r.worst, r.rms);
+    pair_kv_free(&r.p, &r.kv);
+    model_close(r.cpu);
+    model_close(r.gpu);
+}
+
+/* f32 throughout: only the order of sums differs, over three layers. */
+START_TEST(model__is_the_cpus_in_f32)
+{
+    check_model(DTYPE_F32, _i, 1e-4);
+}
+END_TEST
+
+/* In 16 bits the GPU also rounds activations: a dozen roundings of 2^-9 (bf16) add up in a logit. */
+START_TEST(model__is_near_the_cpus_in_16_bits)
+{
+    check_model(DTYPE_BF16, _i, 0.15);
+    check_model(DTYPE_F16, _i, 0.02);
+}
+END_TEST
+
+TEST_SUITE(cuda_model)
+{
+    TCase *tc = test_case(suite, "core");
+
+    tcase_add_loop_test(tc, model__is_the_cpus_in_f32, 0, 3);
+    tcase_add_loop_test(tc, model__is_near_the_cpus_in_16_bits, 0, 3);
+}
