@@ -194,13 +194,24 @@ struct sample_result {
 };
 
 /*
- * Sampling, equal to the bit on every backend for equal logits: penalties (repetition on prompt
- * and generated tokens, presence and frequency on generated ones), bias, then greedy (ties: lowest
- * token id) or: scaled by 1/temperature, w = exp_weight(l - max) in 64-bit integers (base/exp_poly.h),
- * top_k by (logit descending, id ascending), top_p the shortest such prefix with sum >= top_p of the
- * total that top_k left, min_p w >= min_p * w_max; then u = rng_u64(seed, sample_idx, position)
- * scaled by a 64 x 64 high multiply to [0, sum), and the first token in id order whose running sum
- * exceeds it.
+ * Sampling, equal to the bit on every backend for equal logits. All arithmetic is f32 without
+ * contraction unless said otherwise:
+ *
+ *   clean    NaN counts as -infinity, +infinity as FLT_MAX; again after bias and temperature
+ *   penalty  seen: l > 0 ? l / repetition : l * repetition; generated: then l - n * frequency,
+ *            then l - presence
+ *   bias     l + value, in the order of the list
+ *   greedy   temperature < 1e-5: the greatest, ties: lowest id; if all are -infinity, token 0
+ *   scale    l * (1 / temperature), w = exp_weight(l - max) (base/exp_poly.h)
+ *   top_k    the first k by (l descending, id ascending); 0.0 and -0.0 are equal
+ *   top_p    < 1: the shortest prefix of those with sum w >= max(1, floor((double)top_p *
+ *            (double)total)), total being the sum that top_k left
+ *   min_p    of those, (double)w >= (double)min_p * 2^40; tokens equal to the maximum always stay
+ *   draw     u = rng_u64(seed, sample_idx, position) scaled by a 64 x 64 high multiply to
+ *            [0, sum); the first token in id order whose running sum exceeds it
+ *
+ * logprob is (float)((double)(l - max) - log(sum * 2^-40)) of raw cleaned logits, sum that of all
+ * their weights; the logs of two maths libraries may differ in the last bit.
  */
 struct sample_args {
     int n_rows, vocab_size, max_top;
@@ -249,7 +260,11 @@ struct backend_ops {
      */
     int (*weight_load)(struct backend *be, struct weight *w, const struct weight_part *parts,
                        int n_parts, enum dtype dtype, bool is_matrix, struct err *err);
-    /* (rng_f32(seed, stream, i) * 2 - 1) * scale + offset at element i, rounded to dtype. */
+    /*
+     * Element i is (2 h - 65535) / 65536 * scale + offset, two f32 roundings and then dtype's. h is
+     * 16 of the 128 bits of rng_philox({c, c >> 32, stream, 1}, seed, seed >> 32), c = i / 8: the
+     * low half of word (i % 8) / 2 for even i, its high half for odd i.
+     */
     int (*weight_random)(struct backend *be, struct weight *w, int n_out, int n_in,
                          enum dtype dtype, bool is_matrix, uint64_t seed, uint32_t stream,
                          float scale, float offset, struct err *err);
