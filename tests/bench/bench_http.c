@@ -268,7 +268,7 @@ static void print_doubts(const struct options *o, const struct http_load_result 
         printf("note: %d answers have fewer than %d tokens\n", r->n_short, p->max_tokens);
     if (n_silent > 0)
         printf("note: %d answers have no text, so no ttft\n", n_silent);
-    if (p->stream && r->n_events * 2 < r->completion_tokens)
+    if (r->n_events > 0 && r->n_events * 2 < r->completion_tokens)
         printf("note: an event carries %.1f tokens, so itl is not the time of one; tpot is\n",
                (double)r->completion_tokens / r->n_events);
     if (r->n_repeats > 0)
