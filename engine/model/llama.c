@@ -32,7 +32,7 @@ static int upload_inv_freq(struct model *m, int n_rows, const int32_t *rope_len,
         if (row > 0 && rope_len[row] == rope_len[row - 1])
             memcpy(out, out - half, half * sizeof(*out));
         else
-            rope_inv_freq(out, &m->cfg.rope, m->cfg.max_seq_len, rope_len[row]);
+            rope_inv_freq(out, &m->cfg.rope, rope_len[row]);
     }
     return m->be->ops->upload(m->be, m->inv_freq, m->inv_freq_host,
                               (size_t)n_rows * half * sizeof(float), err);

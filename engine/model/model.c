@@ -55,7 +55,7 @@ static int open_rope(struct model *m, struct err *err)
     m->inv_freq_host = calloc(n_rows, row_bytes);
     if (!m->inv_freq_host)
         return err_set(err, ERR_NO_ROOM, "rope: no memory for %zu rows", n_rows);
-    rope_inv_freq(m->inv_freq_host, r, m->cfg.max_seq_len, m->cfg.max_seq_len);
+    rope_inv_freq(m->inv_freq_host, r, 1);
     rc = buffer(m, (void **)&m->inv_freq, n_rows, row_bytes, err);
     if (rc == 0)
         rc = m->be->ops->upload(m->be, m->inv_freq, m->inv_freq_host, row_bytes, err);

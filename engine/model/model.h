@@ -29,14 +29,14 @@ struct rope_config {
     double attention_factor;       /* yarn, <= 0: computed from factor, mscale, mscale_all_dim */
     double mscale, mscale_all_dim; /* yarn, 0 when absent */
     bool truncate;                 /* yarn, round the correction range */
-    int original_max_seq_len;
-    int dim; /* rotated dims of a head (even) */
+    int original_max_seq_len;      /* of training: llama3, yarn; dynamic: max_position_embeddings */
+    int dim;                       /* rotated dims of a head (even) */
 };
 
 struct model_config {
     char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3" */
     int vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
-    int max_seq_len; /* max_position_embeddings */
+    int max_seq_len; /* max_position_embeddings, stretched where rope scaling stretches it */
     float norm_eps;
     enum act_kind act;
     struct rope_config rope;

@@ -427,6 +427,8 @@ static int read_config(struct model_config *cfg, const char *dir, struct json_fi
     if (!f->rc)
         rope_config_read(&cfg->rope, cfg, f);
     if (!f->rc)
+        cfg->max_seq_len = rope_config_max_seq_len(&cfg->rope, cfg->max_seq_len);
+    if (!f->rc)
         read_windows(cfg, f, fam);
     read_eos(cfg, f);
     cfg->bos_id = json_fields_has(f, "bos_token_id") ? -1 : fam->bos_id;

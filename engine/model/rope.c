@@ -19,13 +19,14 @@ static float period(float base, int i, int dim)
 }
 
 /* The base grows with the sequence once it passes the length of training. */
-static float dynamic_base(const struct rope_config *r, int max_seq_len, int seq_len)
+static float dynamic_base(const struct rope_config *r, int seq_len)
 {
     float grown;
 
-    if (seq_len <= max_seq_len)
+    if (seq_len <= r->original_max_seq_len)
         return (float)r->theta;
-    grown = (float)r->factor * (float)seq_len / (float)max_seq_len - (float)(r->factor - 1);
+    grown =
+        (float)r->factor * (float)seq_len / (float)r->original_max_seq_len - (float)(r->factor - 1);
     return (float)r->theta * powf(grown, (float)((double)r->dim / (r->dim - 2)));
 }
 
@@ -75,13 +76,13 @@ static float yarn_freq(const struct rope_config *r, int i, double low, double hi
     return stretched * (1.0f - keep) + kept * keep;
 }
 
-void rope_inv_freq(float *out, const struct rope_config *r, int max_seq_len, int seq_len)
+void rope_inv_freq(float *out, const struct rope_config *r, int seq_len)
 {
     float base = (float)r->theta;
     double low = 0, high = 1;
 
     if (r->kind == ROPE_DYNAMIC)
-        base = dynamic_base(r, max_seq_len, seq_len);
+        base = dynamic_base(r, seq_len);
     if (r->kind == ROPE_YARN)
         yarn_range(r, &low, &high);
     for (int i = 0; i < r->dim / 2; i++) {

@@ -10,10 +10,10 @@
 struct rope_config;
 
 /*
- * Writes rope->dim / 2 frequencies. seq_len decides the base of ROPE_DYNAMIC: at most max_seq_len,
- * and the others always, give the frequencies that the model starts with.
+ * Writes rope->dim / 2 frequencies. seq_len decides the base of ROPE_DYNAMIC: up to
+ * rope->original_max_seq_len it stays what it is, and the other kinds never look at it.
  */
-void rope_inv_freq(float *out, const struct rope_config *rope, int max_seq_len, int seq_len);
+void rope_inv_freq(float *out, const struct rope_config *rope, int seq_len);
 
 /* What cos and sin are multiplied by: 1 but for yarn. */
 float rope_scale(const struct rope_config *rope);

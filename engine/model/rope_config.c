@@ -9,8 +9,12 @@
 
 #include <jansson.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
+
+/* A dynamic base is defined for every length: a small maximum says when it starts to grow. */
+#define DYNAMIC_MIN_SEQ_LEN 8192
 
 static const char *const rope_names[] = {"default", "linear", "dynamic", "llama3", "yarn"};
 
@@ -131,4 +135,15 @@ void rope_config_read(struct rope_config *r, const struct model_config *cfg,
     if (!top->rc)
         top->rc = f.rc;
     json_decref(none);
+}
+
+int rope_config_max_seq_len(const struct rope_config *r, int max_position_embeddings)
+{
+    double len = max_position_embeddings;
+
+    if (r->kind == ROPE_LINEAR || r->kind == ROPE_DYNAMIC || r->kind == ROPE_YARN)
+        len = fmax(len, r->original_max_seq_len * r->factor);
+    if (r->kind == ROPE_DYNAMIC)
+        len = fmax(len, DYNAMIC_MIN_SEQ_LEN);
+    return (int)fmin(len, ROPE_CONFIG_MAX_SEQ_LEN);
 }

@@ -12,8 +12,17 @@ struct rope_config;
 
 #define ROPE_CONFIG_MAX_SEQ_LEN (1 << 28) /* positions stay far from KV_RING_DENSE */
 
-/* Fills *r from the file's top object; cfg has its shape already. Failure is left in top->rc. */
+/*
+ * Fills *r from the file's top object; cfg has its shape already, with max_position_embeddings as
+ * max_seq_len. Failure is left in top->rc.
+ */
 void rope_config_read(struct rope_config *r, const struct model_config *cfg,
                       struct json_fields *top);
+
+/*
+ * The longest sequence that a model with max_position_embeddings serves. Files disagree on whether
+ * that number counts before or after stretching, so linear, dynamic and yarn give the larger one.
+ */
+int rope_config_max_seq_len(const struct rope_config *r, int max_position_embeddings);
 
 #endif

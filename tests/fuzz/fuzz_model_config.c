@@ -51,6 +51,7 @@ static void check_config(const struct model_config *c)
 
     CHECK(c->dim >= 1);
     CHECK(c->vocab_size >= 1);
+    CHECK(c->max_seq_len >= 1);
     CHECK(c->n_layers >= 1);
     CHECK(c->n_layers <= MODEL_MAX_LAYERS);
     CHECK(c->n_heads % c->n_kv_heads == 0);
@@ -66,7 +67,7 @@ static void check_config(const struct model_config *c)
     CHECK(model_config_weight_bytes(c, DTYPE_F32) > 0);
     CHECK(model_config_max_dim(c) >= c->dim);
     for (int i = 0; i < 3; i++)
-        rope_inv_freq(freq, &c->rope, c->max_seq_len, lens[i]);
+        rope_inv_freq(freq, &c->rope, lens[i]);
     CHECK(!isnan(rope_scale(&c->rope)));
 }
 

@@ -177,6 +177,34 @@ START_TEST(model_config__yarn_defaults)
 }
 END_TEST
 
+/* The context is what the rotation was stretched to, whether or not the file multiplied it out. */
+START_TEST(model_config__stretched_context)
+{
+    static const struct {
+        const char *more;
+        int want;
+    } cases[] = {
+        {"\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}", 4096 * 4},
+        {"\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 4}", 4096 * 4},
+        {"\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}", 4096 * 4},
+        {"\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4,"
+         "\"original_max_position_embeddings\": 1024}",
+         4096},
+        {"\"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1,"
+         "\"high_freq_factor\": 4, \"original_max_position_embeddings\": 512}",
+         4096},
+        {"\"rope_theta\": 500000", 4096},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char more[512];
+
+        snprintf(more, sizeof(more), "\"max_position_embeddings\": 4096, %s", cases[i].more);
+        ck_assert_int_eq(load("llama", more).max_seq_len, cases[i].want);
+    }
+}
+END_TEST
+
 /* dtype wins over torch_dtype; without either and without weights it is bf16. */
 START_TEST(model_config__dtype_spellings)
 {
@@ -269,6 +297,7 @@ TEST_SUITE(model_config)
     tcase_add_test(tc, model_config__qwen3_defaults);
     tcase_add_test(tc, model_config__rope_precedence);
     tcase_add_test(tc, model_config__yarn_defaults);
+    tcase_add_test(tc, model_config__stretched_context);
     tcase_add_test(tc, model_config__dtype_spellings);
     tcase_add_test(tc, model_config__eos_of_both_files);
     tcase_add_test(tc, model_config__sampling_defaults);

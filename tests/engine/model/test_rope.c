@@ -51,7 +51,7 @@ START_TEST(rope__frequencies_match_transformers)
 
         load_config(&c, json_object_get(entry, "config"));
         ck_assert_uint_eq(json_array_size(want), (size_t)c.rope.dim / 2);
-        rope_inv_freq(got, &c.rope, c.max_seq_len, c.max_seq_len);
+        rope_inv_freq(got, &c.rope, 1);
         for (int i = 0; i < c.rope.dim / 2; i++) {
             double w = json_number_value(json_array_get(want, i));
 
@@ -68,13 +68,14 @@ END_TEST
 /* The dynamic base stays until the length passes max_seq_len, and grows with it from there. */
 START_TEST(rope__dynamic_base_grows_past_the_maximum)
 {
-    struct rope_config r = {.kind = ROPE_DYNAMIC, .theta = 10000, .factor = 2, .dim = 8};
+    struct rope_config r = {
+        .kind = ROPE_DYNAMIC, .theta = 10000, .factor = 2, .dim = 8, .original_max_seq_len = 100};
     float at_start[4], short_seq[4], just_past[4], far_past[4];
 
-    rope_inv_freq(at_start, &r, 100, 100);
-    rope_inv_freq(short_seq, &r, 100, 7);
-    rope_inv_freq(just_past, &r, 100, 101);
-    rope_inv_freq(far_past, &r, 100, 200);
+    rope_inv_freq(at_start, &r, 100);
+    rope_inv_freq(short_seq, &r, 7);
+    rope_inv_freq(just_past, &r, 101);
+    rope_inv_freq(far_past, &r, 200);
     ck_assert_mem_eq(at_start, short_seq, sizeof(at_start));
     ck_assert_float_eq(just_past[0], 1.0f);
     ck_assert_float_lt(just_past[3], at_start[3]);
