@@ -42,8 +42,8 @@ void api_model(struct exchange *ex)
     struct strbuf name = STRBUF_INIT;
     struct api_error e = {0};
 
-    strbuf_addstr(&name, ex->match.rest);
-    if (!name.failed && name.len > 0 && router_percent_decode(name.buf) &&
+    strbuf_addstr(&name, ex->match.rest); /* never empty: the router sees to that */
+    if (!name.failed && router_percent_decode(name.buf) &&
         !strcmp(name.buf, ex->server->info->model_id)) {
         write_model(ex->server, &body);
         exchange_reply_json(ex, 200, &body);

@@ -17,6 +17,7 @@ static void on_event(void *arg, const struct engine_event *ev)
     generation_take_event(ev);
 }
 
+/* Oldest first, and before new requests are read: who came first is served first. */
 static void unpark_all(struct engine_bridge *b)
 {
     struct generation *next;
@@ -76,11 +77,13 @@ void engine_bridge_close(struct engine_bridge *b)
 
 void engine_bridge_add(struct engine_bridge *b, struct generation *g)
 {
-    g->prev = NULL;
-    g->next = b->generations;
-    if (g->next)
-        g->next->prev = g;
-    b->generations = g;
+    g->prev = b->last;
+    g->next = NULL;
+    if (g->prev)
+        g->prev->next = g;
+    else
+        b->generations = g;
+    b->last = g;
     if (b->n_generations++ == 0)
         b->busy_since_ns = clock_ns();
 }
@@ -94,6 +97,8 @@ void engine_bridge_remove(struct engine_bridge *b, struct generation *g)
         b->generations = g->next;
     if (g->next)
         g->next->prev = g->prev;
+    else
+        b->last = g->prev;
     if (--b->n_generations == 0)
         b->busy_since_ns = 0;
 }

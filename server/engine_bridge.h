@@ -19,7 +19,7 @@ struct engine_bridge { /* fields are private */
     uv_async_t async;
     struct http_server *server;
     struct engine *engine;
-    struct generation *generations;
+    struct generation *generations, *last; /* in the order they came */
     int n_generations;
     int64_t busy_since_ns; /* 0: nothing to do */
 };

@@ -171,6 +171,12 @@ static void submit(struct generation *g)
     struct err err = {0};
 
     park(g, false);
+    if (g->n_submitted == 0 && g->server->metrics.n_parked > 0) {
+        api_error_set(&g->error, 429, NULL, "server_is_overloaded",
+                      "The queue is full, and others wait for it.");
+        fail(g);
+        return;
+    }
     while (g->n_submitted < g->n_choices && g->n_submitted - g->n_done < most) {
         int rc = submit_one(g, &g->choices[g->n_submitted], &err);
 

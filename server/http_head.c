@@ -14,8 +14,7 @@ void http_head_init(struct http_head *h)
     h->content_length = -1;
 }
 
-/* RFC 9110 5.6.2: what a field name may consist of. A space before the colon is part of the name
- * here. */
+/* RFC 9110 5.6.2. A space before the colon arrives here as part of the name. */
 static bool is_token(const char *s)
 {
     static const char others[] = "!#$%&'*+-.^_`|~";

@@ -22,8 +22,7 @@ struct http_loop { /* fields are private */
 
 int http_loop_open(struct http_loop *l, uv_loop_t *uv, struct MHD_Daemon *daemon, struct err *err);
 
-/* Stops watching; call before MHD_stop_daemon() closes the descriptor. The loop must turn once
- * more. */
+/* Stops watching, before MHD_stop_daemon() closes the descriptor. The loop must turn once more. */
 void http_loop_close(struct http_loop *l);
 
 /* Lets the library do what is ready, resumed connections included. Never from inside its callbacks.
