@@ -366,8 +366,8 @@ static bool flush_text(struct request *r)
     if (!r->env->tokenizer)
         return false;
     detok_finish(&r->detok, &r->pending);
-    if (r->n_held)
-        r->held[r->n_held - 1].text_len += (int)(r->pending.len - at);
+    CHECK(r->n_held > 0);
+    r->held[r->n_held - 1].text_len += (int)(r->pending.len - at);
     return match_stops(r, at);
 }
 
@@ -407,10 +407,7 @@ void request_end(struct request *r, enum finish_reason reason, const char *error
 {
     CHECK(reason != FINISH_NONE);
     CHECK(r->finish == FINISH_NONE);
-    if (r->env->tokenizer)
-        flush_text(r);
     r->finish = reason;
-    r->stop_string = NULL;
     r->error = error;
 }
 

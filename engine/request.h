@@ -92,7 +92,10 @@ static inline int request_n_generated(const struct request *r)
 enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
                                       int64_t now_ns);
 
-/* Ends the request for another reason. error is borrowed for good. */
+/*
+ * Ends the request for another reason. Half a character is dropped, held-back text is told. error
+ * is borrowed for good.
+ */
 void request_end(struct request *r, enum finish_reason reason, const char *error);
 
 /*
