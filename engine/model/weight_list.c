@@ -34,6 +34,7 @@ struct item {
 struct list {
     struct item *items; /* [n_items] */
     int n_items, n_alloc;
+    const char *dir;    /* for messages */
     const char *prefix; /* "model.", or "" for files of the bare decoder */
 };
 
@@ -133,14 +134,15 @@ static void describe_shape(char *buf, size_t size, const struct safetensors_tens
 }
 
 /* Finds the tensor of one part and checks type and shape. */
-static int resolve_part(const struct model *m, struct item *it, int part, struct err *err)
+static int resolve_part(const struct list *l, const struct model *m, struct item *it, int part,
+                        struct err *err)
 {
     const struct safetensors_tensor *t = weights_dir_find(m->files, it->name[part]);
     int n_dims = it->is_matrix ? 2 : 1;
     char found[96], want[48];
 
     if (!t)
-        return err_set(err, ERR_PARSE, "tensor %s: missing", it->name[part]);
+        return err_set(err, ERR_PARSE, "%s: tensor %s: missing", l->dir, it->name[part]);
     if (!t->is_weight)
         return err_set(err, ERR_UNSUPPORTED, "%s: tensor %s: dtype is %s, want BF16, F16 or F32",
                        weights_dir_file_of(m->files, t), t->name, t->dtype_name);
@@ -244,7 +246,7 @@ static int list_resolve(struct list *l, struct model *m, struct err *err)
 {
     for (int i = 0; i < l->n_items; i++) {
         for (int p = 0; p < l->items[i].n_parts; p++) {
-            int rc = resolve_part(m, &l->items[i], p, err);
+            int rc = resolve_part(l, m, &l->items[i], p, err);
 
             if (rc < 0)
                 return rc;
@@ -345,18 +347,15 @@ static int list_load(struct list *l, struct model *m, const struct model_params 
 
 int weight_list_load(struct model *m, const struct model_params *params, struct err *err)
 {
-    struct list l = {0};
+    struct list l = {.dir = params->dir};
     int rc = 0;
 
     if (!params->random_weights)
         rc = weights_dir_open(&m->files, params->dir, err);
     if (rc == 0)
         rc = list_build(&l, m, err);
-    if (rc == 0 && m->files) {
+    if (rc == 0 && m->files)
         rc = list_resolve(&l, m, err);
-        if (rc < 0)
-            err_prefix(err, "model dir %s", params->dir);
-    }
     if (rc == 0)
         rc = list_load(&l, m, params, err);
     free(l.items);
