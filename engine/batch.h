@@ -11,7 +11,7 @@
 #include "engine/scheduler.h"
 
 struct batch {
-    struct step_batch device;   /* what the ops get */
+    struct step_batch device;    /* what the ops get */
     int32_t *token, *pos, *slot; /* host [max_rows] */
     int32_t *logit_row;          /* host [max_logits] */
     struct step_chunk *chunks;   /* host [max_chunks] */

@@ -115,8 +115,7 @@ static int check_pool(const struct engine *e, const struct request *r, struct er
                    (long long)e->info.page_bytes, (long long)e->info.n_pages);
 }
 
-int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id,
-                  struct err *err)
+int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err)
 {
     struct request *r = NULL;
     uint64_t new_id = 0;
@@ -295,10 +294,10 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
         rc = err_set(err, ERR_INVALID, "a message is not valid UTF-8");
         goto out;
     }
-    rc = chat_template_render(e->chat_template,
-                              &(struct chat_args){.messages = list,
-                                                  .add_generation_prompt = add_generation_prompt},
-                              &prompt, err);
+    rc = chat_template_render(
+        e->chat_template,
+        &(struct chat_args){.messages = list, .add_generation_prompt = add_generation_prompt},
+        &prompt, err);
     if (rc == 0)
         rc = encode_segments(e, &prompt, &v, err);
     if (rc < 0)
@@ -364,8 +363,7 @@ void engine_dump(struct engine *e, struct strbuf *out)
                 ",\"dtype\":\"%s\",\"pool\":{\"pages\":%lld,\"page_bytes\":%lld,\"bytes\":%lld,"
                 "\"page_entries\":%d,\"table_entries\":%lld},\"plan\":",
                 e->info.dtype, (long long)e->info.n_pages, (long long)e->info.page_bytes,
-                (long long)e->info.kv_bytes, e->env.shape.page_entries,
-                (long long)e->kv.table_len);
+                (long long)e->info.kv_bytes, e->env.shape.page_entries, (long long)e->kv.table_len);
     plan_describe(e->plan, &e->env.shape, e->env.max_seq_len, out);
     if (lock_for_dump(e)) {
         strbuf_addf(out, ",\"pages_free\":%d,\"preemptions\":%lld", (int)e->kv.pool.n_free,

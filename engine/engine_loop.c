@@ -147,8 +147,8 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
             request_tell(r, &e->outbox);
         return 0;
     }
-    token = sampler_token(&e->sampler, item->logit0 + item->n_prompt_logits,
-                          r->sampling.n_logprobs);
+    token =
+        sampler_token(&e->sampler, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
     reason = request_push_token(r, &token, now_ns);
     if (reason != FINISH_NONE) {
         scheduler_remove(&e->sched, &r->seq);
@@ -158,8 +158,7 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
     return 1;
 }
 
-static void count_step(struct engine *e, const struct sched_step *step, int n_new,
-                       int64_t start_ns)
+static void count_step(struct engine *e, const struct sched_step *step, int n_new, int64_t start_ns)
 {
     struct stats_step add = {.end_ns = clock_ns(),
                              .n_prompt_rows = step->n_rows - step->n_decode,

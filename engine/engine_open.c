@@ -57,8 +57,8 @@ static int read_limits(struct engine *e, const struct config *config, struct err
         return err_set(err, ERR_INVALID, "max_seq_len is %d, the model's limit is %d",
                        config->max_seq_len, mc->max_seq_len);
     if (config->page_entries > KV_TILE || KV_TILE % config->page_entries)
-        return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d",
-                       config->page_entries, KV_TILE);
+        return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d", config->page_entries,
+                       KV_TILE);
     if (strcmp(config->plan_length, "request") == 0)
         return 0;
     errno = 0;
@@ -73,8 +73,8 @@ static int read_limits(struct engine *e, const struct config *config, struct err
 static int open_plan(struct engine *e, const struct config *config, struct err *err)
 {
     const struct model_config *mc = &e->model_config;
-    int rc = plan_open(&e->plan, config->plan, mc->n_layers, mc->n_heads,
-                       KV_SPAN_INCLUDES_SINK, err);
+    int rc =
+        plan_open(&e->plan, config->plan, mc->n_layers, mc->n_heads, KV_SPAN_INCLUDES_SINK, err);
 
     if (rc < 0)
         return rc;
@@ -89,14 +89,13 @@ static int open_plan(struct engine *e, const struct config *config, struct err *
 static int open_backend(struct engine *e, const struct config *config, struct err *err)
 {
     const struct model_config *mc = &e->model_config;
-    int qkv = (mc->n_heads + 2 * mc->n_kv_heads) * mc->head_dim;
     struct backend_params params = {
         .device = config->device,
         .dtype = dtype_of(config, mc),
         .n_threads = config->threads,
         .pin_threads = config->pin_threads,
         .max_rows = config->max_batch + config->chunk_tokens,
-        .max_dim = max_int(max_int(qkv, 2 * mc->ffn_dim), mc->dim),
+        .max_dim = model_config_max_dim(mc),
         .max_vocab = mc->vocab_size,
         .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
         .max_positions = e->env.max_seq_len,
@@ -196,8 +195,7 @@ static int64_t pages_at(const struct engine *e, int n, int64_t *bytes, struct er
                            e->env.convention, geom, window);
         kv_need_init(&need, shape, geom, window, n);
     } else {
-        err_set(err, ERR_NO_ROOM, "no memory for the geometry of %d heads",
-                kv_shape_heads(shape));
+        err_set(err, ERR_NO_ROOM, "no memory for the geometry of %d heads", kv_shape_heads(shape));
     }
     free(geom);
     free(window);
@@ -228,8 +226,8 @@ static int open_kv(struct engine *e, const struct config *config, struct err *er
                        (long long)least, e->plan->name);
     /* Growable sequences hold table entries for their whole length before they have the pages. */
     table = min64(one * config->max_batch, 4 * n_pages > one ? 4 * n_pages : one);
-    rc = kv_slots_init(&e->kv, shape, config->max_batch, (int32_t)n_pages,
-                       min64(table, INT32_MAX), err);
+    rc = kv_slots_init(&e->kv, shape, config->max_batch, (int32_t)n_pages, min64(table, INT32_MAX),
+                       err);
     if (rc < 0)
         return rc;
     return kv_memory_init(&e->kv_memory, e->be, &e->kv, err);
@@ -238,8 +236,7 @@ static int open_kv(struct engine *e, const struct config *config, struct err *er
 static int open_steps(struct engine *e, const struct config *config, struct err *err)
 {
     int max_logits = config->max_batch + ENGINE_PROMPT_LOGITS;
-    int most_seen = e->env.max_seq_len < e->env.vocab_size ? e->env.max_seq_len
-                                                           : e->env.vocab_size;
+    int most_seen = e->env.max_seq_len < e->env.vocab_size ? e->env.max_seq_len : e->env.vocab_size;
     struct sched_params sched = {.max_batch = config->max_batch,
                                  .chunk_tokens = config->chunk_tokens,
                                  .max_logits = max_logits,

@@ -20,15 +20,16 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define ENGINE_PROMPT_LOGITS 32 /* logit rows a step spends on prompt logprobs, beside max_batch */
-#define ENGINE_MAX_FAILURES  3  /* failed steps in a row before the engine calls itself unhealthy */
+#define ENGINE_PROMPT_LOGITS 32 /* logit rows a step spends on prompt logprobs, beside max_batch   \
+                                 */
+#define ENGINE_MAX_FAILURES 3   /* failed steps in a row before the engine calls itself unhealthy */
 
 struct chat_template;
 struct tokenizer;
 
 /* Who is alive, by the low bits of the id: from submit until the final event was handed out. */
 struct live_table {
-    pthread_mutex_t mu; /* guards all fields */
+    pthread_mutex_t mu;      /* guards all fields */
     struct request **by_idx; /* [n_max] */
     int32_t *free_idx;       /* [n_free] a stack */
     int n_max, n_free;

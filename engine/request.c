@@ -140,8 +140,7 @@ static int counts_init(struct request *r, struct err *err)
 {
     const struct sampling_params *p = &r->sampling;
     struct token_counts *c = &r->counts;
-    int n_max = r->seq.need.n_limit < r->env->vocab_size ? r->seq.need.n_limit
-                                                         : r->env->vocab_size;
+    int n_max = r->seq.need.n_limit < r->env->vocab_size ? r->seq.need.n_limit : r->env->vocab_size;
 
     if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
         p->frequency_penalty == 0.0f)
@@ -209,8 +208,7 @@ static int geometry_init(struct request *r, struct err *err)
     const struct request_env *env = r->env;
     const struct kv_shape *shape = &env->shape;
     int n_limit = r->seq.n_prompt + r->sampling.max_tokens;
-    struct kv_geom *geom =
-        arena_array(&r->arena, (size_t)kv_shape_heads(shape), sizeof(*geom));
+    struct kv_geom *geom = arena_array(&r->arena, (size_t)kv_shape_heads(shape), sizeof(*geom));
     int32_t *window =
         arena_array(&r->arena, (size_t)shape->n_layers * shape->n_heads, sizeof(*window));
 

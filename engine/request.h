@@ -33,7 +33,7 @@ struct request_env {
     const struct plan *plan;
     struct kv_shape shape;
     enum kv_convention convention;
-    int plan_length;  /* spans are computed for it; 0: for each request's own length */
+    int plan_length; /* spans are computed for it; 0: for each request's own length */
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
     int n_eos;
@@ -54,17 +54,17 @@ struct request {
     const struct request_env *env;
     uint64_t id;
     atomic_bool cancel;
-    int32_t *tokens;             /* [n_prompt + max_tokens] */
-    struct sample_bias *bias;    /* [n_bias] the client's */
+    int32_t *tokens;              /* [n_prompt + max_tokens] */
+    struct sample_bias *bias;     /* [n_bias] the client's */
     struct sample_bias *bias_min; /* [n_bias_min] the same, and what min_tokens bans */
     int n_bias, n_bias_min;
-    struct token_counts counts;  /* empty without penalties */
+    struct token_counts counts;         /* empty without penalties */
     struct engine_token *prompt_tokens; /* [n_prompt] or NULL; owned by `out` */
-    bool prompt_ready, prompt_told;    /* complete and not yet told; complete */
+    bool prompt_ready, prompt_told;     /* complete and not yet told; complete */
     struct detok detok;
     struct stop_match stops;
-    struct strbuf pending;       /* text not yet told */
-    struct engine_token *held;   /* [n_held] tokens not yet told; text_at counts in pending */
+    struct strbuf pending;     /* text not yet told */
+    struct engine_token *held; /* [n_held] tokens not yet told; text_at counts in pending */
     int n_held;
     enum finish_reason finish;
     int32_t stop_token;

@@ -105,8 +105,7 @@ void sampler_add_draw(struct sampler *s, const struct request *r)
         memcpy(&s->bias[s->n_bias], bias, (size_t)n_bias * sizeof(*bias));
     s->n_bias += n_bias;
     if (r->counts.n_rows)
-        memcpy(&s->seen[s->n_seen], r->counts.rows,
-               (size_t)r->counts.n_rows * sizeof(*s->seen));
+        memcpy(&s->seen[s->n_seen], r->counts.rows, (size_t)r->counts.n_rows * sizeof(*s->seen));
     s->n_seen += r->counts.n_rows;
 }
 

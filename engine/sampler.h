@@ -28,7 +28,7 @@ struct sampler {
     struct sample_result *result;        /* host [max_logits] after sampler_run() */
     int32_t *top_token;                  /* host [max_logits, ENGINE_MAX_TOP], rows max_top wide */
     float *top_logprob;                  /* likewise */
-    void *device[6]; /* private: the six above, in their order */
+    void *device[6];                     /* private: the six above, in their order */
 };
 
 int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,

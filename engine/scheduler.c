@@ -191,12 +191,22 @@ static void plan_decode_rows(struct scheduler *s)
     }
 }
 
+/*
+ * Pages to leave free at an admission: one a head, so that the next growth of those who run need
+ * not evict the newcomer at once; less when they cannot grow by that much any more.
+ */
+static int64_t growth_headroom(const struct scheduler *s)
+{
+    int64_t most = kv_shape_heads(&s->kv->shape), to_come = 0;
+
+    for (const struct sched_seq *seq = s->running.head; seq && to_come < most; seq = seq->next)
+        to_come += seq->need.n_pages_limit - s->kv->slots[seq->slot].n_pages;
+    return to_come < most ? to_come : most;
+}
+
 /* Seats the head of the queue, if what it needs is free; NULL if not. */
 static struct sched_seq *admit_next(struct scheduler *s)
 {
-    /* With others running, one page a head stays free, so that their next growth need not evict
-     * the newcomer at once. */
-    int64_t headroom = s->running.n ? kv_shape_heads(&s->kv->shape) : 0;
     struct sched_seq *seq = s->waiting.head;
     int slot;
 
@@ -204,7 +214,8 @@ static struct sched_seq *admit_next(struct scheduler *s)
         return NULL;
     if (s->n_seen + seq->n_seen_max > s->params.max_seen)
         return NULL;
-    slot = kv_slot_take(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit), headroom);
+    slot = kv_slot_take(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit),
+                        growth_headroom(s));
     if (slot < 0)
         return NULL;
     list_remove(&s->waiting, seq);

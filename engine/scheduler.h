@@ -41,7 +41,7 @@ struct sched_seq {
     int32_t n_logits_done; /* prompt rows whose logits were handed out */
     int slot;              /* -1 unless running */
     int n_preempted;
-    uint64_t order;        /* of arrival */
+    uint64_t order; /* of arrival */
     struct sched_seq *prev, *next;
 };
 
@@ -76,11 +76,11 @@ struct sched_params {
 
 struct scheduler {
     struct sched_params params;
-    struct kv_slots *kv; /* borrowed */
+    struct kv_slots *kv;                /* borrowed */
     struct sched_list waiting, running; /* both by order */
     struct sched_step step;
     uint64_t next_order;
-    int64_t n_seen;       /* penalty entries of all running sequences */
+    int64_t n_seen; /* penalty entries of all running sequences */
     int64_t n_preemptions;
 };
 
@@ -94,7 +94,8 @@ bool scheduler_could_hold(const struct scheduler *s, const struct sched_seq *seq
 /* Queues a sequence. */
 void scheduler_add(struct scheduler *s, struct sched_seq *seq);
 
-/* Takes a sequence out in whatever state it is and gives its pages back. Not between plan and done. */
+/* Takes a sequence out in whatever state it is and gives its pages back. Not between plan and done.
+ */
 void scheduler_remove(struct scheduler *s, struct sched_seq *seq);
 
 /*

@@ -63,14 +63,14 @@ void step_trace_write(struct step_trace *t, const struct scheduler *s)
 
     if (!t)
         return;
-    fprintf(t->file, "{\"step\":%lld,\"us\":%lld,\"rows\":%d,\"decode\":[",
-            (long long)t->n_steps++, (long long)(clock_ns() - t->start_ns) / 1000, step->n_rows);
+    fprintf(t->file, "{\"step\":%lld,\"us\":%lld,\"rows\":%d,\"decode\":[", (long long)t->n_steps++,
+            (long long)(clock_ns() - t->start_ns) / 1000, step->n_rows);
     for (int i = 0; i < step->n_decode; i++)
         fprintf(t->file, "%s%llu", i ? "," : "", id_of(step->items[i].seq));
     fputs("],\"prefill\":[", t->file);
     for (int i = step->n_decode; i < step->n_items; i++)
-        fprintf(t->file, "%s[%llu,%d,%d]", i > step->n_decode ? "," : "",
-                id_of(step->items[i].seq), (int)step->items[i].pos0, (int)step->items[i].n_rows);
+        fprintf(t->file, "%s[%llu,%d,%d]", i > step->n_decode ? "," : "", id_of(step->items[i].seq),
+                (int)step->items[i].pos0, (int)step->items[i].n_rows);
     fputc(']', t->file);
     write_ids(t->file, "admit", step->admitted, step->n_admitted);
     write_ids(t->file, "preempt", step->preempted, step->n_preempted);

@@ -61,8 +61,7 @@ bool stop_match_feed(struct stop_match *m, const char *text, size_t len, bool ho
                 found = i;
         }
         if (found >= 0 && honour) {
-            *hit = (struct stop_hit){
-                .which = found, .end = at + 1, .len = m->patterns[found].len};
+            *hit = (struct stop_hit){.which = found, .end = at + 1, .len = m->patterns[found].len};
             return true;
         }
     }

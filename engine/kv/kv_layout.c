@@ -45,8 +45,8 @@ struct kv_span kv_rule_span(const struct kv_rule *rule, int n, enum kv_conventio
 
     switch (rule->kind) {
     case KV_RULE_ELASTIC:
-        ring = (int32_t)(kv_elastic_tokens(rule->alpha, rule->beta, n, convention) -
-                         KV_ELASTIC_SINK);
+        ring =
+            (int32_t)(kv_elastic_tokens(rule->alpha, rule->beta, n, convention) - KV_ELASTIC_SINK);
         return (struct kv_span){
             .n_sink = KV_ELASTIC_SINK, .ring = ring, .window = ring, .mask = KV_MASK_BLOCK};
     case KV_RULE_STREAM:

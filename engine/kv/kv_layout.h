@@ -32,8 +32,8 @@ enum kv_rule_kind {
 
 struct kv_rule {
     enum kv_rule_kind kind;
-    double alpha, beta;        /* KV_RULE_ELASTIC: tokens, and 0..1 */
-    int32_t n_sink, n_recent;  /* KV_RULE_STREAM */
+    double alpha, beta;       /* KV_RULE_ELASTIC: tokens, and 0..1 */
+    int32_t n_sink, n_recent; /* KV_RULE_STREAM */
 };
 
 /*

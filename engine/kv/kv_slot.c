@@ -54,8 +54,7 @@ void kv_slots_release(struct kv_slots *ks)
     *ks = (struct kv_slots){0};
 }
 
-static int64_t pages_for(const struct kv_geom *geom, const struct kv_shape *shape,
-                         int32_t n_tokens)
+static int64_t pages_for(const struct kv_geom *geom, const struct kv_shape *shape, int32_t n_tokens)
 {
     int64_t n_pages = 0;
 

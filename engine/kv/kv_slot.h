@@ -43,15 +43,15 @@ struct kv_slot {
 struct kv_slots {
     struct kv_shape shape;
     int n_slots, n_used;
-    struct kv_slot *slots;  /* [n_slots] */
+    struct kv_slot *slots; /* [n_slots] */
     struct kv_pool pool;
     int64_t table_len;
-    int32_t *page_table;    /* [table_len] */
-    int32_t *head_base;     /* [n_slots, n_layers, n_kv_heads] */
-    int32_t *head_pages;    /* [n_slots, n_layers, n_kv_heads] pages held */
-    struct kv_geom *geom;   /* [n_slots, n_layers, n_kv_heads] */
-    int32_t *window;        /* [n_slots, n_layers, n_heads] */
-    int *by_table;          /* [n_used] slots in the order of their ranges */
+    int32_t *page_table;  /* [table_len] */
+    int32_t *head_base;   /* [n_slots, n_layers, n_kv_heads] */
+    int32_t *head_pages;  /* [n_slots, n_layers, n_kv_heads] pages held */
+    struct kv_geom *geom; /* [n_slots, n_layers, n_kv_heads] */
+    int32_t *window;      /* [n_slots, n_layers, n_heads] */
+    int *by_table;        /* [n_used] slots in the order of their ranges */
 };
 
 int kv_slots_init(struct kv_slots *ks, const struct kv_shape *shape, int n_slots, int32_t n_pages,

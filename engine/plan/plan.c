@@ -63,8 +63,8 @@ static int read_table(struct plan *p, const json_t *root, const char *key, doubl
         return err_set(err, ERR_PARSE, "plan %s: want a list \"%s\" of %d layers", p->name, key,
                        p->n_layers);
     if (json_array_size(table) != (size_t)p->n_layers)
-        return err_set(err, ERR_PARSE, "plan %s: %s has %zu layers, the model has %d", p->name,
-                       key, json_array_size(table), p->n_layers);
+        return err_set(err, ERR_PARSE, "plan %s: %s has %zu layers, the model has %d", p->name, key,
+                       json_array_size(table), p->n_layers);
     for (int layer = 0; layer < p->n_layers; layer++) {
         const json_t *row = json_array_get(table, (size_t)layer);
 
@@ -78,8 +78,8 @@ static int read_table(struct plan *p, const json_t *root, const char *key, doubl
             if (!(value >= lo && value <= hi))
                 return err_set(err, ERR_PARSE,
                                "plan %s: %s[%d][%d] is %s%.17g, want a number in %.0f..%.0f",
-                               p->name, key, layer, head, json_is_number(v) ? "" : "no number: ",
-                               value, lo, hi);
+                               p->name, key, layer, head,
+                               json_is_number(v) ? "" : "no number: ", value, lo, hi);
             put(&p->rules[(size_t)layer * p->n_heads + head], value);
         }
     }
@@ -216,8 +216,9 @@ void plan_describe(const struct plan *p, const struct kv_shape *shape, int n, st
     strbuf_addf(out, ",\"kind\":\"%s\",\"span_includes_sink\":%s,\"distinct_rules\":%d",
                 kinds[p->kind], p->convention == KV_SPAN_INCLUDES_SINK ? "true" : "false",
                 p->n_distinct);
-    strbuf_addf(out, ",\"n\":%d,\"slots_query_heads\":%lld,\"slots_kv_heads\":%lld,"
-                     "\"density_kv\":%.6f}",
+    strbuf_addf(out,
+                ",\"n\":%d,\"slots_query_heads\":%lld,\"slots_kv_heads\":%lld,"
+                "\"density_kv\":%.6f}",
                 n, (long long)kv_layout_query_slots(shape, p->rules, n, p->convention),
                 (long long)kv_layout_kv_slots(shape, p->rules, n, p->convention),
                 plan_kv_density(p, shape, n));

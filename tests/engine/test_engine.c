@@ -16,18 +16,12 @@
 
 static struct engine *open_with(const char *const *more, const struct engine_hooks *hooks)
 {
-    const char *flags[MAX_FLAGS] = {"--model",
-                                    test_path("tests/fixtures/engine/tiny"),
-                                    "--weights",
-                                    "random",
-                                    "--device",
-                                    "cpu",
-                                    "--kv-memory",
-                                    "8MiB",
-                                    "--max-batch",
-                                    "4",
-                                    "--threads",
-                                    "1",
+    const char *flags[MAX_FLAGS] = {"--model",         test_path("tests/fixtures/engine/tiny"),
+                                    "--weights",       "random",
+                                    "--device",        "cpu",
+                                    "--kv-memory",     "8MiB",
+                                    "--max-batch",     "4",
+                                    "--threads",       "1",
                                     "--no-pin-threads"};
     int n = 13;
     struct engine *e;
@@ -216,8 +210,7 @@ START_TEST(engine__stops_at_strings_across_tokens)
         run(e, &req, &c);
         ck_assert_int_eq(c.finish, FINISH_STOP);
         ck_assert_str_eq(c.stop_string, stop);
-        ck_assert_uint_eq(c.text.len,
-                          (size_t)(first - all.text.buf) + (at % 2 ? (size_t)len : 0));
+        ck_assert_uint_eq(c.text.len, (size_t)(first - all.text.buf) + (at % 2 ? (size_t)len : 0));
         ck_assert_int_eq(memcmp(c.text.buf, all.text.buf, c.text.len), 0);
         collected_release(&c);
     }
@@ -343,7 +336,7 @@ START_TEST(engine__penalises_repetition)
 END_TEST
 
 static const struct {
-    size_t field;  /* a float of sampling_params, or (size_t)-1 */
+    size_t field; /* a float of sampling_params, or (size_t)-1 */
     float value;
     const char *wants;
 } bad_floats[] = {
@@ -680,21 +673,18 @@ END_TEST
 static const struct {
     const char *flags[5];
 } bad_configs[] = {
-    {{"--page-entries", "48"}},
-    {{"--max-seq-len", "4096"}},
-    {{"--plan-length", "soon"}},
-    {{"--plan", "uniform:7"}},
-    {{"--kv-memory", "20000"}},
-    {{"--model", "no/such/model"}},
-    {{"--trace", "/no/such/dir/trace"}},
-    {{"--weights", "file"}},
+    {{"--page-entries", "48"}},          {{"--max-seq-len", "4096"}},
+    {{"--plan-length", "soon"}},         {{"--plan", "uniform:7"}},
+    {{"--kv-memory", "20000"}},          {{"--model", "no/such/model"}},
+    {{"--trace", "/no/such/dir/trace"}}, {{"--weights", "file"}},
 };
 
 /* A wrong setting is an error of open, not a crash. */
 START_TEST(engine__refuses_a_bad_config)
 {
-    const char *flags[MAX_FLAGS] = {"--model", test_path("tests/fixtures/engine/tiny"),
-                                    "--weights", "random", "--device", "cpu"};
+    const char *flags[MAX_FLAGS] = {"--model",   test_path("tests/fixtures/engine/tiny"),
+                                    "--weights", "random",
+                                    "--device",  "cpu"};
 
     for (int i = 0; i < 5 && bad_configs[_i].flags[i]; i++)
         flags[6 + i] = bad_configs[_i].flags[i];

@@ -36,24 +36,20 @@ static void setup(void)
 {
     struct err err = {0};
 
-    env = (struct request_env){.plan = &plan,
-                               .shape = {.n_layers = 1,
-                                         .n_heads = 2,
-                                         .n_kv_heads = 1,
-                                         .head_dim = 8,
-                                         .page_entries = 64},
-                               .vocab_size = 100,
-                               .max_seq_len = 1000,
-                               .eos_ids = eos,
-                               .n_eos = 2};
-    ck_assert_int_eq(sampler_init(&sampler, &fake,
-                                  &(struct sampler_params){.max_logits = 8,
-                                                           .max_batch = 4,
-                                                           .max_bias = 64,
-                                                           .max_seen = 64,
-                                                           .vocab_size = 100},
-                                  &err),
-                     0);
+    env = (struct request_env){
+        .plan = &plan,
+        .shape = {.n_layers = 1, .n_heads = 2, .n_kv_heads = 1, .head_dim = 8, .page_entries = 64},
+        .vocab_size = 100,
+        .max_seq_len = 1000,
+        .eos_ids = eos,
+        .n_eos = 2};
+    ck_assert_int_eq(
+        sampler_init(
+            &sampler, &fake,
+            &(struct sampler_params){
+                .max_logits = 8, .max_batch = 4, .max_bias = 64, .max_seen = 64, .vocab_size = 100},
+            &err),
+        0);
     outbox_init(&outbox);
 }
 

@@ -83,14 +83,14 @@ static void world_init(uint64_t seed)
     w.max_batch = 1 + (int)draw(10);
     w.chunk_tokens = 1 + (int)draw(draw(2) ? 20 : 300);
     ck_assert_int_eq(kv_slots_init(&w.kv, &shape, w.max_batch, n_pages, n_pages * 2, &err), 0);
-    ck_assert_int_eq(scheduler_init(&w.sched,
-                                    &(struct sched_params){.max_batch = w.max_batch,
-                                                           .chunk_tokens = w.chunk_tokens,
-                                                           .max_logits = w.max_batch + 1 +
-                                                                         (int)draw(10),
-                                                           .max_seen = 600},
-                                    &w.kv, &err),
-                     0);
+    ck_assert_int_eq(
+        scheduler_init(&w.sched,
+                       &(struct sched_params){.max_batch = w.max_batch,
+                                              .chunk_tokens = w.chunk_tokens,
+                                              .max_logits = w.max_batch + 1 + (int)draw(10),
+                                              .max_seen = 600},
+                       &w.kv, &err),
+        0);
 }
 
 /* Draws a sequence that the pool can hold. */

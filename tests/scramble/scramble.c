@@ -19,7 +19,7 @@
 #define N_REQUESTS      256
 #define N_AT_ONCE       32
 #define MAX_PROMPT      300
-#define MAX_NEW         160
+#define MAX_NEW         200
 #define MIN_PREEMPTIONS 20
 #define POOL_PERCENT    40
 #define SEED            20240811
@@ -85,8 +85,8 @@ static void job_init(struct job *job, int i, int vocab_size)
         p->bias = job->bias;
         p->n_bias = 3;
         for (int k = 0; k < 3; k++)
-            job->bias[k] = (struct engine_bias){
-                .token = draw(vocab_size / 3) * 3 + k % 3, .value = draw_f(-20.0f, 5.0f)};
+            job->bias[k] = (struct engine_bias){.token = draw(vocab_size / 3) * 3 + k % 3,
+                                                .value = draw_f(-20.0f, 5.0f)};
     }
     if (draw(4) == 0) {
         p->stop_ids = job->stop_ids;
@@ -155,8 +155,8 @@ static int count_failures(void)
         fprintf(stderr,
                 "request %d (prompt %d): alone %d tokens, finish %d; crowd %d tokens, finish %d; "
                 "ids differ from %d on%s\n",
-                i, jobs[i].req.n_prompt, a->n_tokens, (int)a->finish, b->n_tokens,
-                (int)b->finish, k, a->broken || b->broken ? "; an event is broken" : "");
+                i, jobs[i].req.n_prompt, a->n_tokens, (int)a->finish, b->n_tokens, (int)b->finish,
+                k, a->broken || b->broken ? "; an event is broken" : "");
         n_bad++;
     }
     return n_bad;
@@ -235,20 +235,20 @@ int main(int argc, char **argv)
         collected_init(&jobs[i].crowd);
     }
     {
-        const char *flags[] = {"--model",      model, "--weights",   weights, "--device",
-                               "cpu",          "--plan", plan,       "--max-batch", "1",
-                               "--chunk-tokens", "512", "--kv-memory", "1GiB",
-                               "--no-pin-threads", NULL};
+        const char *flags[] = {"--model",     model,  "--weights",        weights,
+                               "--device",    "cpu",  "--plan",           plan,
+                               "--max-batch", "1",    "--chunk-tokens",   "512",
+                               "--kv-memory", "1GiB", "--no-pin-threads", NULL};
 
         if (!run_engine(flags, 1, false, "alone", &alone, &pool_bytes))
             return 1;
     }
     snprintf(pool, sizeof(pool), "%lld", pool_bytes);
     {
-        const char *flags[] = {"--model",      model, "--weights",   weights, "--device",
-                               "cpu",          "--plan", plan,       "--max-batch", "32",
-                               "--chunk-tokens", "17", "--kv-memory", pool,
-                               "--no-pin-threads", NULL};
+        const char *flags[] = {"--model",     model, "--weights",        weights,
+                               "--device",    "cpu", "--plan",           plan,
+                               "--max-batch", "32",  "--chunk-tokens",   "17",
+                               "--kv-memory", pool,  "--no-pin-threads", NULL};
 
         if (!run_engine(flags, N_AT_ONCE, true, "crowd", &crowd, &pool_bytes))
             return 1;

@@ -20,13 +20,33 @@ struct published {
 static const int lengths[3] = {4096, 8192, 16384};
 
 static const struct published published[] = {
-    {"lmsys--vicuna-7b-v1.5-16k", 32, 32, 32, 9, {2031616, 4128768, 8323072},
+    {"lmsys--vicuna-7b-v1.5-16k",
+     32,
+     32,
+     32,
+     9,
+     {2031616, 4128768, 8323072},
      {2031616, 4128768, 8323072}},
-    {"lmsys--vicuna-13b-v1.5-16k", 40, 40, 40, 15, {3174400, 6345728, 12688384},
+    {"lmsys--vicuna-13b-v1.5-16k",
+     40,
+     40,
+     40,
+     15,
+     {3174400, 6345728, 12688384},
      {3174400, 6345728, 12688384}},
-    {"gradientai--Llama-3-8B-Instruct-262k", 32, 32, 8, 11, {2032128, 4125696, 8296448},
+    {"gradientai--Llama-3-8B-Instruct-262k",
+     32,
+     32,
+     8,
+     11,
+     {2032128, 4125696, 8296448},
      {645632, 1373184, 2821120}},
-    {"gradientai--Llama-3-70B-Instruct-262k", 80, 64, 8, 17, {0, 0, 0},
+    {"gradientai--Llama-3-70B-Instruct-262k",
+     80,
+     64,
+     8,
+     17,
+     {0, 0, 0},
      {1735168, 3464192, 6729728}},
     {"meta-llama--Llama-3.2-1B-Instruct", 16, 32, 8, 11, {0, 0, 0}, {345088, 691200, 1327104}},
     {"meta-llama--Llama-3.2-3B-Instruct", 28, 24, 8, 15, {0, 0, 0}, {527360, 1010688, 1927168}},
@@ -39,8 +59,8 @@ static struct plan *open_published(const struct published *pub, const char *name
     char path[512];
 
     snprintf(path, sizeof(path), "tests/fixtures/moa-plans/%s/%s", pub->dir, name);
-    ck_assert_msg(plan_open(&p, test_path(path), pub->n_layers, pub->n_heads,
-                            KV_SPAN_INCLUDES_SINK, &err) == 0,
+    ck_assert_msg(plan_open(&p, test_path(path), pub->n_layers, pub->n_heads, KV_SPAN_INCLUDES_SINK,
+                            &err) == 0,
                   "%s", err.msg);
     return p;
 }
@@ -77,13 +97,12 @@ START_TEST(plan__reads_the_uniform_baseline)
     struct plan *file = open_published(pub, "streamingllm_alpha_beta.json"), *spec = NULL;
     struct err err = {0};
 
-    ck_assert_int_eq(plan_open(&spec, "uniform:0.5", pub->n_layers, pub->n_heads,
-                               KV_SPAN_INCLUDES_SINK, &err),
-                     0);
+    ck_assert_int_eq(
+        plan_open(&spec, "uniform:0.5", pub->n_layers, pub->n_heads, KV_SPAN_INCLUDES_SINK, &err),
+        0);
     ck_assert_int_eq(file->n_distinct, 1);
-    ck_assert_int_eq(memcmp(file->rules, spec->rules,
-                            sizeof(*spec->rules) * pub->n_layers * pub->n_heads),
-                     0);
+    ck_assert_int_eq(
+        memcmp(file->rules, spec->rules, sizeof(*spec->rules) * pub->n_layers * pub->n_heads), 0);
     plan_free(file);
     plan_free(spec);
 }
@@ -122,10 +141,18 @@ static const struct {
     const char *spec;
     const char *wants; /* what the message must say */
 } bad_specs[] = {
-    {"streaming:", "SINK"},       {"streaming:4", "SINK"},       {"streaming:4,", "RECENT"},
-    {"streaming:4,0", "RECENT"},  {"streaming:-1,5", "SINK"},    {"streaming:1,2,3", "RECENT"},
-    {"uniform:", "DENSITY"},      {"uniform:1.5", "DENSITY"},    {"uniform:nan", "DENSITY"},
-    {"uniform:-0.1", "DENSITY"},  {"uniform:0.5x", "DENSITY"},   {"no-such-plan", "no-such-plan"},
+    {"streaming:", "SINK"},
+    {"streaming:4", "SINK"},
+    {"streaming:4,", "RECENT"},
+    {"streaming:4,0", "RECENT"},
+    {"streaming:-1,5", "SINK"},
+    {"streaming:1,2,3", "RECENT"},
+    {"uniform:", "DENSITY"},
+    {"uniform:1.5", "DENSITY"},
+    {"uniform:nan", "DENSITY"},
+    {"uniform:-0.1", "DENSITY"},
+    {"uniform:0.5x", "DENSITY"},
+    {"no-such-plan", "no-such-plan"},
     {"streaming:99999999999999999999,4", "SINK"},
 };
 

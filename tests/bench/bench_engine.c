@@ -1,0 +1,509 @@
+/*
+ * bench_engine - prefill and decode rates at context frontiers, through the scheduler.
+ *
+ * For each context: one prompt alone, for prefill tokens per second and the time to first token.
+ * For each context and batch: so many sequences prefilled and then decoded together; only steps
+ * that hold one decode row of every sequence count. Prompts are cut so that all sequences reach
+ * the context at the same time although they start one behind the other.
+ *
+ * The limit of a decode step is the time to read the weights once and every sequence's keys and
+ * values once at the read bandwidth, which is measured here, on the same threads, right before.
+ * gap is the share of the time between steps' ends that no backend op accounts for.
+ */
+#include "tests/bench/bench.h"
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "base/strbuf.h"
+#include "config/config.h"
+#include "engine/engine_state.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_LIST        32
+#define MAX_BATCH       4096
+#define BATCH_MAX_SEATS 256                 /* seats opened for --batch max */
+#define READ_BYTES      ((size_t)512 << 20) /* well past every cache */
+#define READ_PASSES     5
+#define TIMEOUT_NS      (3600 * (int64_t)1000000000)
+
+struct options {
+    const char *batch, *context, *csv;
+    int steps;
+    double ragged, read_bw;
+    bool shuffle_pages, no_prefill;
+};
+
+/* What the engine thread notes after each step. */
+struct step_log {
+    struct engine *e;
+    pthread_mutex_t mu; /* guards all that follows */
+    struct engine_stats last;
+    int batch;   /* sequences that a counted step must have */
+    int n_steps; /* counted */
+    int64_t wall_ns, op_ns;
+};
+
+struct result {
+    int batch, context, n_steps;
+    double step_ms, tok_s, bytes, limit_ms, pct, gap_pct;
+};
+
+struct request_state {
+    bool done;
+    enum finish_reason finish;
+    int64_t submit_ns, first_token_ns;
+};
+
+struct read_part {
+    const uint64_t *at;
+    size_t n;
+    uint64_t sum;
+    pthread_t thread;
+};
+
+static void *read_main(void *arg)
+{
+    struct read_part *p = arg;
+    uint64_t a = 0, b = 0, c = 0, d = 0;
+
+    for (size_t i = 0; i + 4 <= p->n; i += 4) {
+        a += p->at[i];
+        b += p->at[i + 1];
+        c += p->at[i + 2];
+        d += p->at[i + 3];
+    }
+    p->sum = a + b + c + d;
+    return NULL;
+}
+
+/* GB/s of a streaming read over all threads, the best of a few passes; 0 without memory. */
+static double host_read_bandwidth(int n_threads)
+{
+    struct read_part *parts = calloc((size_t)n_threads, sizeof(*parts));
+    uint64_t *data = malloc(READ_BYTES);
+    size_t n_words = READ_BYTES / sizeof(*data), each = n_words / (size_t)n_threads;
+    double best = 0;
+
+    if (!parts || !data)
+        goto out;
+    for (size_t i = 0; i < n_words; i++)
+        data[i] = i;
+    for (int pass = 0; pass < READ_PASSES; pass++) {
+        int64_t start_ns = clock_ns();
+        double rate;
+
+        for (int t = 0; t < n_threads; t++) {
+            parts[t].at = data + (size_t)t * each;
+            parts[t].n = each;
+            if (pthread_create(&parts[t].thread, NULL, read_main, &parts[t]) != 0)
+                abort();
+        }
+        for (int t = 0; t < n_threads; t++)
+            pthread_join(parts[t].thread, NULL);
+        rate = (double)READ_BYTES / (double)(clock_ns() - start_ns);
+        best = rate > best ? rate : best;
+    }
+out:
+    free(parts);
+    free(data);
+    return best;
+}
+
+/* Engine thread, after each step. */
+static void on_wake(void *arg)
+{
+    struct step_log *log = arg;
+    struct engine_stats now;
+
+    pthread_mutex_lock(&log->mu);
+    if (!log->e) {
+        pthread_mutex_unlock(&log->mu);
+        return;
+    }
+    engine_get_stats(log->e, &now);
+    if (log->batch && now.prompt_tokens == log->last.prompt_tokens &&
+        now.generation_tokens - log->last.generation_tokens == log->batch && log->last.n_steps) {
+        log->n_steps++;
+        log->wall_ns += now.last_step_ns - log->last.last_step_ns;
+        for (int i = 0; i < now.n_ops; i++)
+            log->op_ns += now.ops[i].ns - log->last.ops[i].ns;
+    }
+    log->last = now;
+    pthread_mutex_unlock(&log->mu);
+}
+
+static void on_event(void *arg, const struct engine_event *event)
+{
+    struct request_state *s = event->user;
+
+    (void)arg;
+    s->first_token_ns = event->first_token_ns;
+    s->submit_ns = event->submit_ns;
+    s->finish = event->finish;
+    s->done = event->finish != FINISH_NONE;
+}
+
+static int parse_list(const char *text, int *out, int most)
+{
+    int n = 0;
+
+    while (*text && n < MAX_LIST) {
+        char *end;
+        long v;
+
+        errno = 0;
+        v = strtol(text, &end, 10);
+        if (errno || end == text || v < 1 || v > most || (*end && *end != ','))
+            return -1;
+        out[n++] = (int)v;
+        text = *end ? end + 1 : end;
+    }
+    return n;
+}
+
+static int submit(struct engine *e, int n_prompt, int max_tokens, struct request_state *state,
+                  uint64_t seed)
+{
+    struct engine_request req = {.n_prompt = n_prompt, .user = state};
+    int32_t *prompt = malloc((size_t)n_prompt * sizeof(*prompt));
+    struct err err = {0};
+    uint64_t id;
+    int rc;
+
+    if (!prompt)
+        return ERR_NO_ROOM;
+    for (int i = 0; i < n_prompt; i++)
+        prompt[i] =
+            (int32_t)(rng_u64(seed, 0, (uint64_t)i) % (uint64_t)engine_get_info(e)->vocab_size);
+    sampling_params_init(&req.sampling);
+    req.prompt = prompt;
+    req.sampling.max_tokens = max_tokens;
+    req.sampling.temperature = 0;
+    req.sampling.ignore_eos = true;
+    *state = (struct request_state){.done = false};
+    rc = engine_submit(e, &req, &id, &err);
+    if (rc < 0)
+        fprintf(stderr, "spand-bench engine: %s\n", err.msg);
+    free(prompt);
+    return rc;
+}
+
+static bool wait_all(struct engine *e, const struct request_state *states, int n)
+{
+    int64_t end_ns = clock_ns() + TIMEOUT_NS;
+
+    for (int i = 0; i < n; i++) {
+        while (!states[i].done) {
+            engine_wait(e, 1000000000);
+            engine_poll(e, on_event, NULL);
+            if (clock_ns() > end_ns)
+                return false;
+        }
+        if (states[i].finish != FINISH_LENGTH)
+            return false;
+    }
+    return true;
+}
+
+/* Key and value bytes that a decode row at position pos reads. */
+static double kv_bytes_at(const struct engine *e, int n, int pos)
+{
+    const struct kv_shape *shape = &e->env.shape;
+    int n_heads = kv_shape_heads(shape);
+    struct kv_geom *geom = calloc((size_t)n_heads, sizeof(*geom));
+    int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
+    double keys = 0;
+
+    if (!geom || !window)
+        abort();
+    kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : n,
+                       e->env.convention, geom, window);
+    for (int i = 0; i < n_heads; i++)
+        keys += (double)kv_geom_keys_read(geom[i], pos);
+    free(geom);
+    free(window);
+    return keys * 2 * shape->head_dim * (double)dtype_bytes(shape->dtype);
+}
+
+/* All weights but an embedding table of their own, of which a step reads a few rows. */
+static double weight_bytes_read(const struct engine *e)
+{
+    const struct model_config *mc = &e->model_config;
+    double table = (double)mc->vocab_size * mc->dim * (double)dtype_bytes(e->env.shape.dtype);
+
+    return (double)e->info.weight_bytes - (mc->tie_embeddings ? 0 : table);
+}
+
+/* The length that sequence i is given: context, or less of it by up to `ragged`. */
+static int length_of(const struct options *opt, int i, int batch, int context)
+{
+    double share = batch > 1 ? (double)i / (batch - 1) : 0;
+
+    return (int)(context * (1.0 - opt->ragged * share));
+}
+
+static int run_decode(struct engine *e, struct step_log *log, const struct options *opt, int batch,
+                      int context, double read_bw, struct result *out)
+{
+    int chunk = e->sched.params.chunk_tokens;
+    struct request_state *states = calloc((size_t)batch, sizeof(*states));
+    int64_t rows_before = 0, total = 0;
+    double kv_bytes = 0;
+    int n_steps, rc = 0, n_prefill;
+
+    if (!states)
+        return ERR_NO_ROOM;
+    for (int i = 0; i < batch; i++)
+        total += length_of(opt, i, batch, context);
+    /* An eighth more than the arithmetic: chunk borders at whole tiles leave some budget unused. */
+    n_prefill = (int)(total / chunk + total / chunk / 8 + 4);
+    pthread_mutex_lock(&log->mu);
+    log->batch = batch;
+    log->n_steps = 0;
+    log->wall_ns = log->op_ns = 0;
+    pthread_mutex_unlock(&log->mu);
+    if (opt->shuffle_pages) {
+        pthread_mutex_lock(&e->mu);
+        kv_pool_shuffle(&e->kv.pool, 1);
+        pthread_mutex_unlock(&e->mu);
+    }
+    for (int i = 0; i < batch && rc == 0; i++) {
+        int length = length_of(opt, i, batch, context);
+        int n_prompt = length - opt->steps - (n_prefill - (int)(rows_before / chunk));
+
+        if (n_prompt < 1) {
+            fprintf(stderr,
+                    "spand-bench engine: batch %d at context %d needs %d prefill steps and %d "
+                    "decode steps; use a larger --chunk-tokens or fewer --steps\n",
+                    batch, length, n_prefill, opt->steps);
+            rc = ERR_INVALID;
+            break;
+        }
+        rows_before += n_prompt;
+        kv_bytes += kv_bytes_at(e, length, length - opt->steps / 2 - 1);
+        rc = submit(e, n_prompt, length - n_prompt, &states[i], (uint64_t)i + 1);
+    }
+    if (rc == 0 && !wait_all(e, states, batch))
+        rc = ERR_IO;
+    pthread_mutex_lock(&log->mu);
+    n_steps = log->n_steps;
+    if (rc == 0 && n_steps > 0) {
+        double wall_ms = (double)log->wall_ns * 1e-6 / n_steps;
+
+        *out = (struct result){.batch = batch, .context = context, .n_steps = n_steps};
+        out->step_ms = wall_ms;
+        out->tok_s = batch * 1000.0 / wall_ms;
+        out->bytes = weight_bytes_read(e) + kv_bytes;
+        out->limit_ms = out->bytes / (read_bw * 1e6);
+        out->pct = 100.0 * out->limit_ms / wall_ms;
+        out->gap_pct = 100.0 * (1.0 - (double)log->op_ns / (double)log->wall_ns);
+    }
+    log->batch = 0;
+    pthread_mutex_unlock(&log->mu);
+    if (rc == 0 && n_steps == 0) {
+        fprintf(stderr, "spand-bench engine: the pool never held all %d sequences of %d tokens\n",
+                batch, context);
+        rc = ERR_NO_ROOM;
+    }
+    free(states);
+    return rc;
+}
+
+/* Prefill tokens per second and time to first token of one prompt on an idle engine. */
+static int run_prefill(struct engine *e, int context, double *tok_s, double *ttft_ms)
+{
+    struct request_state state;
+    int rc = submit(e, context - 1, 1, &state, 99);
+
+    if (rc < 0)
+        return rc;
+    if (!wait_all(e, &state, 1))
+        return ERR_IO;
+    *ttft_ms = (double)(state.first_token_ns - state.submit_ns) * 1e-6;
+    *tok_s = (context - 1) * 1000.0 / *ttft_ms;
+    return 0;
+}
+
+/* Sequences of one context that the pool holds. */
+static int max_batch_at(const struct engine *e, int context)
+{
+    const struct kv_shape *shape = &e->env.shape;
+    struct kv_geom *geom = calloc((size_t)kv_shape_heads(shape), sizeof(*geom));
+    int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
+    struct kv_need need;
+    int64_t n;
+
+    if (!geom || !window)
+        abort();
+    kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : context,
+                       e->env.convention, geom, window);
+    kv_need_init(&need, shape, geom, window, context);
+    free(geom);
+    free(window);
+    n = e->info.n_pages / need.n_pages_limit;
+    return (int)(n < e->info.max_batch ? n : e->info.max_batch);
+}
+
+static const char header[] = "device,shape,plan,batch,context,prefill_tok_s,ttft_ms,step_ms,tok_s,"
+                             "bytes,read_bw,limit_ms,pct,gap_pct,steps\n";
+
+static void print_row(const struct engine *e, const struct result *r, double prefill_tok_s,
+                      double ttft_ms, double read_bw, FILE *csv)
+{
+    const struct engine_info *info = engine_get_info(e);
+    char shape[128];
+
+    snprintf(shape, sizeof(shape), "%s l%d d%d h%d/%dx%d v%d %s", info->model_type, info->n_layers,
+             e->model_config.dim, info->n_heads, info->n_kv_heads, info->head_dim, info->vocab_size,
+             info->dtype);
+    printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f\n", r->batch,
+           r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6, read_bw,
+           r->limit_ms, r->pct, r->gap_pct);
+    fflush(stdout);
+    if (csv)
+        fprintf(csv, "\"%s\",\"%s\",\"%s\",%d,%d,%.2f,%.3f,%.4f,%.2f,%.0f,%.3f,%.4f,%.2f,%.2f,%d\n",
+                info->device, shape, info->plan, r->batch, r->context, prefill_tok_s, ttft_ms,
+                r->step_ms, r->tok_s, r->bytes, read_bw, r->limit_ms, r->pct, r->gap_pct,
+                r->n_steps);
+}
+
+static int run_all(struct engine *e, struct step_log *log, const struct options *opt,
+                   double read_bw, FILE *csv)
+{
+    int contexts[MAX_LIST], batches[MAX_LIST] = {0};
+    int n_contexts = parse_list(opt->context, contexts, 1 << 24), n_batches = 1, rc = 0;
+    bool is_max = strcmp(opt->batch, "max") == 0;
+
+    if (!is_max)
+        n_batches = parse_list(opt->batch, batches, MAX_BATCH);
+    printf("%s; plan %s; read bandwidth %.2f GB/s\n", e->info.device, e->info.plan, read_bw);
+    printf("%6s %8s %13s %10s %9s %10s %9s %8s %9s %6s %6s\n", "batch", "context", "prefill_tok/s",
+           "ttft_ms", "step_ms", "tok/s", "MB/step", "GB/s", "limit_ms", "pct", "gap");
+    if (csv)
+        fputs(header, csv);
+    for (int c = 0; c < n_contexts && rc == 0; c++) {
+        double prefill_tok_s = 0, ttft_ms = 0;
+
+        if (!opt->no_prefill)
+            rc = run_prefill(e, contexts[c], &prefill_tok_s, &ttft_ms);
+        for (int b = 0; b < n_batches && rc == 0; b++) {
+            struct result r = {0};
+
+            rc = run_decode(e, log, opt, is_max ? max_batch_at(e, contexts[c]) : batches[b],
+                            contexts[c], read_bw, &r);
+            if (rc == 0)
+                print_row(e, &r, prefill_tok_s, ttft_ms, read_bw, csv);
+        }
+    }
+    return rc;
+}
+
+static const char help[] =
+    "spand-bench engine --model DIR --batch N,N...|max --context N,N... [flags]\n"
+    "Decode and prefill rates at context frontiers.\n";
+
+/* Seats for the largest batch; a chunk large enough that prefill takes few steps. */
+static int fit_config(struct config *config, const struct options *opt)
+{
+    int contexts[MAX_LIST], batches[MAX_LIST], most = 0;
+    int n_contexts = parse_list(opt->context, contexts, 1 << 24);
+    int n_batches = strcmp(opt->batch, "max") ? parse_list(opt->batch, batches, MAX_BATCH) : 0;
+
+    if (n_contexts < 1 || n_batches < 0 || (n_batches == 0 && strcmp(opt->batch, "max")))
+        return ERR_INVALID;
+    for (int i = 0; i < n_batches; i++)
+        most = batches[i] > most ? batches[i] : most;
+    config->max_batch = most ? most : BATCH_MAX_SEATS;
+    most = 0;
+    for (int i = 0; i < n_contexts; i++)
+        most = contexts[i] > most ? contexts[i] : most;
+    if (!config->max_seq_len)
+        config->max_seq_len = most;
+    return 0;
+}
+
+static int n_threads_of(const struct config *config)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return config->threads ? config->threads : n > 0 ? (int)n : 1;
+}
+
+int bench_engine(int argc, char **argv)
+{
+    struct options opt = {.batch = "1", .context = "1024", .csv = "", .steps = 32};
+    const struct config_extra extras[] = {
+        {"batch", CONFIG_STRING, &opt.batch, "Batch sizes, separated by commas, or max.", 0, 0},
+        {"context", CONFIG_STRING, &opt.context, "Context lengths, separated by commas.", 0, 0},
+        {"steps", CONFIG_INT, &opt.steps, "Decode steps to measure.", 1, 100000},
+        {"ragged", CONFIG_DOUBLE, &opt.ragged,
+         "Spreads the lengths: the shortest sequence is shorter by this share.", 0, 0.99},
+        {"shuffle_pages", CONFIG_BOOL, &opt.shuffle_pages, "Scatters the pages at random.", 0, 0},
+        {"no_prefill", CONFIG_BOOL, &opt.no_prefill, "Leaves out the single prompts.", 0, 0},
+        {"read_bw", CONFIG_DOUBLE, &opt.read_bw,
+         "The memory's read bandwidth in GB/s; 0 measures the host's.", 0, 1e6},
+        {"csv", CONFIG_PATH, &opt.csv, "Writes the table to this file.", 0, 0},
+    };
+    const int n_extras = (int)(sizeof(extras) / sizeof(extras[0]));
+    struct step_log log = {.batch = 0};
+    struct engine_hooks hooks = {.wake = on_wake, .arg = &log};
+    struct config config = {0};
+    struct err err = {0};
+    struct engine *e = NULL;
+    FILE *csv = NULL;
+    int rc =
+        config_load(&config,
+                    &(struct config_sources){
+                        .argc = argc - 1, .argv = argv + 1, .extras = extras, .n_extras = n_extras},
+                    &err);
+
+    if (rc == 0 && config.action == CONFIG_SHOW_HELP) {
+        struct strbuf text = STRBUF_INIT;
+
+        config_print_help(extras, n_extras, &text);
+        printf("%s%s", help, text.buf);
+        strbuf_release(&text);
+        config_release(&config);
+        return 0;
+    }
+    if (rc == 0 && fit_config(&config, &opt) < 0)
+        rc = err_set(&err, ERR_INVALID, "want --batch N,N...|max and --context N,N...");
+    if (rc < 0) {
+        fprintf(stderr, "spand-bench engine: %s; --help lists the flags\n", err.msg);
+        config_release(&config);
+        return 2;
+    }
+    pthread_mutex_init(&log.mu, NULL);
+    if (opt.read_bw <= 0)
+        opt.read_bw = host_read_bandwidth(n_threads_of(&config));
+    rc = engine_open(&e, &config, &hooks, &err);
+    if (rc < 0) {
+        fprintf(stderr, "spand-bench engine: %s\n", err.msg);
+        goto out;
+    }
+    pthread_mutex_lock(&log.mu);
+    log.e = e;
+    pthread_mutex_unlock(&log.mu);
+    if (*opt.csv) {
+        csv = fopen(opt.csv, "w");
+        if (!csv) {
+            fprintf(stderr, "spand-bench engine: %s: %s\n", opt.csv, strerror(errno));
+            rc = ERR_IO;
+            goto out;
+        }
+    }
+    rc = run_all(e, &log, &opt, opt.read_bw, csv);
+out:
+    if (csv && fclose(csv) != 0)
+        rc = ERR_IO;
+    engine_close(e);
+    pthread_mutex_destroy(&log.mu);
+    config_release(&config);
+    return rc < 0 ? 1 : 0;
+}
