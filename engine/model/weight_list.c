@@ -196,6 +196,8 @@ static int count_unused(struct model *m, const struct list *l, struct err *err)
 
         if (strmap_get(&used, name, strlen(name), &unused) || is_known_buffer(name))
             continue;
+        if (m->cfg.tie_embeddings && strcmp(name, "lm_head.weight") == 0)
+            continue; /* the table's second name */
         m->n_unused++;
         m->unused = name;
     }

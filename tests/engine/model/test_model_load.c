@@ -2,6 +2,7 @@
  * Good directories: what reaches the backend is what the files hold.
  */
 #include "base/err.h"
+#include "base/file_map.h"
 #include "engine/model/model.h"
 #include "engine/model/model_impl.h"
 #include "engine/model/safetensors.h"
@@ -58,6 +59,15 @@ static void close_model(struct loaded *l)
 {
     model_close(l->m);
     ck_assert_int_eq(l->tb.n_live, 0);
+}
+
+static void write_file(const char *path, const void *data, size_t len)
+{
+    FILE *f = fopen(path, "w");
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(data, 1, len, f), len);
+    fclose(f);
 }
 
 /* q, k and v are stacked in that order, gate before up, across shards. */
@@ -151,6 +161,46 @@ START_TEST(model_load__old_files)
 }
 END_TEST
 
+/* A tied head that a file spells out, equal to the table, is neither loaded nor a surprise. */
+START_TEST(model_load__equal_head_stays_tied)
+{
+    char dir[] = "/tmp/spand-test-tied-XXXXXX", path[256], from[512];
+    struct file_map map;
+    struct loaded l = {0};
+    struct model_params params = {.dir = dir, .max_rows = 1, .max_logits = 1};
+    struct safetensors *st;
+    const struct safetensors_tensor *head, *embed;
+    unsigned char *copy;
+
+    /* The differing head of this variant becomes a copy of the table; both have [300, 48]. */
+    snprintf(from, sizeof(from), "%s/llama-tied-other-head/model.safetensors",
+             test_path("tests/golden/models"));
+    ck_assert_int_eq(file_map_open(&map, from, NULL), 0);
+    copy = malloc(map.len);
+    memcpy(copy, map.data, map.len);
+    ck_assert_int_eq(safetensors_parse(&st, copy, map.len, "copy", NULL), 0);
+    head = safetensors_find(st, "lm_head.weight");
+    embed = safetensors_find(st, "model.embed_tokens.weight");
+    memcpy(copy + ((const unsigned char *)head->data - copy), embed->data, head->bytes);
+    safetensors_close(st);
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    write_file(path, copy, map.len);
+    snprintf(from, sizeof(from), "%s/llama-tied-other-head", test_path("tests/golden/models"));
+    test_weights_backend_init(&l.tb);
+    ck_assert_int_eq(model_config_load(&l.cfg, from, NULL), 0);
+    ck_assert_int_eq(model_open(&l.m, &l.cfg, &l.tb.be, &params, NULL), 0);
+    ck_assert_ptr_null(l.m->head.data);
+    ck_assert(model_get_config(l.m)->tie_embeddings);
+    ck_assert_int_eq(model_unused(l.m, NULL), 0);
+    close_model(&l);
+    free(copy);
+    file_map_close(&map);
+    unlink(path);
+    rmdir(dir);
+}
+END_TEST
+
 /* A tensor that the architecture does not have is counted and named. */
 START_TEST(model_load__names_unused_tensors)
 {
@@ -223,6 +273,7 @@ TEST_SUITE(model_load)
     tcase_add_loop_test(tc, model_load__vectors_stay_f32, 0, 3);
     tcase_add_test(tc, model_load__reports_progress);
     tcase_add_test(tc, model_load__tie_follows_the_files);
+    tcase_add_test(tc, model_load__equal_head_stays_tied);
     tcase_add_test(tc, model_load__old_files);
     tcase_add_test(tc, model_load__names_unused_tensors);
     tcase_add_test(tc, model_load__random_weights);
