@@ -533,6 +533,78 @@ START_TEST(engine__waits_for_no_poller)
 }
 END_TEST
 
+#define CROWD_THREADS  3
+#define CROWD_REQUESTS 60
+
+static struct engine *crowd_engine;
+static struct collected crowd[CROWD_THREADS][CROWD_REQUESTS];
+static atomic_int crowd_refused;
+
+static void *submit_and_cancel(void *arg)
+{
+    struct collected *mine = arg;
+
+    for (int i = 0; i < CROWD_REQUESTS; i++) {
+        struct engine_request req = greedy(1 + i % 40);
+        struct err err = {0};
+        uint64_t id;
+
+        req.user = &mine[i];
+        while (engine_submit(crowd_engine, &req, &id, &err) < 0) {
+            atomic_fetch_add(&crowd_refused, 1);
+            usleep(500);
+        }
+        if (i % 3 == 0)
+            engine_cancel(crowd_engine, id);
+        if (i % 5 == 0)
+            usleep(300);
+    }
+    return NULL;
+}
+
+/* Several threads submit and cancel, one polls: each request ends once, and nothing is left. */
+START_TEST(engine__serves_many_threads)
+{
+    static const char *const more[] = {"--max-waiting", "10", "--kv-memory", "200KiB", NULL};
+    pthread_t threads[CROWD_THREADS];
+    int64_t end_ns = clock_ns() + 50 * (int64_t)1000000000;
+    struct engine_stats stats;
+    int n_done = 0;
+
+    crowd_engine = open_with(more, NULL);
+    for (int t = 0; t < CROWD_THREADS; t++) {
+        for (int i = 0; i < CROWD_REQUESTS; i++)
+            collected_init(&crowd[t][i]);
+        ck_assert_int_eq(pthread_create(&threads[t], NULL, submit_and_cancel, crowd[t]), 0);
+    }
+    while (n_done < CROWD_THREADS * CROWD_REQUESTS && clock_ns() < end_ns) {
+        engine_wait(crowd_engine, 10000000);
+        engine_poll(crowd_engine, collected_add, NULL);
+        n_done = 0;
+        for (int t = 0; t < CROWD_THREADS; t++) {
+            for (int i = 0; i < CROWD_REQUESTS; i++)
+                n_done += crowd[t][i].n_final;
+        }
+    }
+    for (int t = 0; t < CROWD_THREADS; t++)
+        pthread_join(threads[t], NULL);
+    ck_assert_int_eq(n_done, CROWD_THREADS * CROWD_REQUESTS);
+    stats = idle_stats(crowd_engine);
+    ck_assert_int_eq(stats.pages_used, 0);
+    ck_assert_int_eq(stats.n_submitted, CROWD_THREADS * CROWD_REQUESTS);
+    ck_assert_int_eq(stats.n_rejected, atomic_load(&crowd_refused));
+    ck_assert_int_eq(stats.n_finished[FINISH_CANCELED] + stats.n_finished[FINISH_LENGTH],
+                     CROWD_THREADS * CROWD_REQUESTS);
+    for (int t = 0; t < CROWD_THREADS; t++) {
+        for (int i = 0; i < CROWD_REQUESTS; i++) {
+            ck_assert(!crowd[t][i].broken && crowd[t][i].n_final == 1);
+            collected_release(&crowd[t][i]);
+        }
+    }
+    engine_close(crowd_engine);
+}
+END_TEST
+
 static void count_wakes(void *arg)
 {
     atomic_fetch_add((atomic_int *)arg, 1);
@@ -728,6 +800,7 @@ TEST_SUITE(engine)
     tcase_add_test(tc, engine__bounds_its_queue);
     tcase_add_test(tc, engine__cancels_at_every_state);
     tcase_add_test(tc, engine__waits_for_no_poller);
+    tcase_add_test(tc, engine__serves_many_threads);
     tcase_add_test(tc, engine__wakes_once_a_step);
     tcase_add_test(tc, engine__closes_with_work_left);
     tcase_add_test(tc, engine__survives_failing_steps);
