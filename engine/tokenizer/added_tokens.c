@@ -14,6 +14,7 @@
 #include "engine/tokenizer/component.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/split_regex.h"
+#include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/unicode.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -352,6 +353,15 @@ static size_t strip_right(const struct added_walk *w, size_t end)
     return end;
 }
 
+/* Whether a client wrote a part of [start, end). Asked with growing starts. */
+static bool is_touched(struct added_walk *w, size_t start, size_t end)
+{
+    while (w->client_at < w->n_client &&
+           w->client[w->client_at].at + w->client[w->client_at].len <= start)
+        w->client_at++;
+    return w->client_at < w->n_client && w->client[w->client_at].at < end;
+}
+
 const struct added_token *added_tokens_next(const struct added_tokens *a, struct added_walk *w,
                                             size_t *start, size_t *end)
 {
@@ -362,7 +372,7 @@ const struct added_token *added_tokens_next(const struct added_tokens *a, struct
         const struct added_token *tok = &a->tokens[i];
 
         w->search = to;
-        if (!w->parse_markers && tok->marker)
+        if (tok->marker && (!w->parse_markers || is_touched(w, from, to)))
             continue;
         if (tok->single_word && is_inside_word(w, from, to))
             continue;

@@ -18,6 +18,7 @@ struct added_tokens;
 struct bpe;
 struct err;
 struct normalizer;
+struct text_span;
 
 struct added_token {
     char *content;
@@ -49,6 +50,8 @@ struct added_walk {
     size_t len;
     bool normalized;    /* which of the two sets */
     bool parse_markers; /* false: markers stay text */
+    const struct text_span *client; /* [n_client] where markers stay text all the same */
+    size_t n_client, client_at;     /* client_at is private */
     size_t search;      /* private: where the next search begins */
     size_t done;        /* private: end of the last token */
 };

@@ -17,6 +17,8 @@
 
 struct chat_template;
 struct err;
+struct token_ids;
+struct tokenizer;
 
 /*
  * Finds the template of a model directory: chat_template.jinja, else the member chat_template of
@@ -51,6 +53,14 @@ struct chat_args { /* all borrowed; NULL where absent */
     const json_t *extra;        /* object: chat_template_kwargs, become variables */
     bool add_generation_prompt;
 };
+
+/*
+ * Appends the ids of the prompt. Words may reach over the borders of segments, so this is not the
+ * same as encoding one segment behind the other: it gives what encoding the whole text gives, but
+ * that no special token is found where a client wrote even one of its letters.
+ */
+int chat_prompt_encode(const struct chat_prompt *p, const struct tokenizer *t,
+                       struct token_ids *out, struct err *err);
 
 /*
  * ERR_INVALID carries what the template's raise_exception() said: the client's mistake.

@@ -202,6 +202,8 @@ void tokenizer_free(struct tokenizer *t)
 struct encoding { /* one call of tokenizer_encode() */
     const struct tokenizer *t;
     bool parse_special;
+    const struct text_span *client; /* [n_client] */
+    size_t n_client, client_at;
     struct split_matcher *matcher;
     struct pre_scratch pre;
     struct bpe_scratch bpe;
@@ -232,52 +234,115 @@ static int encode_plain(struct encoding *e, const char *text, size_t len, size_t
     return rc;
 }
 
-/* Text without added tokens of the first set; is_first: it begins the whole text. */
-static int encode_section(struct encoding *e, const char *text, size_t len, bool is_first)
+/*
+ * The spans of clients in a section at [at, at + len) of the text, relative to it, into *out, which
+ * the caller frees.
+ */
+static int section_spans(struct encoding *e, size_t at, size_t len, struct text_span **out,
+                         size_t *n)
 {
+    *out = NULL;
+    *n = 0;
+    while (e->client_at < e->n_client &&
+           e->client[e->client_at].at + e->client[e->client_at].len <= at)
+        e->client_at++; /* sections come in order */
+    while (e->client_at + *n < e->n_client && e->client[e->client_at + *n].at < at + len)
+        ++*n;
+    if (!*n)
+        return 0;
+    *out = calloc(*n, sizeof(**out));
+    if (!*out)
+        return err_set(e->err, ERR_NO_ROOM, "out of memory");
+    for (size_t i = 0; i < *n; i++) {
+        const struct text_span *c = &e->client[e->client_at + i];
+        size_t start = c->at > at ? c->at - at : 0, end = c->at + c->len - at;
+
+        (*out)[i] = (struct text_span){start, (end < len ? end : len) - start};
+    }
+    return 0;
+}
+
+/* Text without added tokens of the first set, at place `at` of the whole text. */
+static int encode_section(struct encoding *e, const char *whole, size_t at, size_t len)
+{
+    const char *text = whole + at;
     struct added_walk walk = {.text = text, .len = len, .normalized = true,
                               .parse_markers = e->parse_special};
+    struct text_span *client = NULL;
     const struct added_token *tok;
     size_t n_origin = len ? (size_t)utf8_len((unsigned char)text[0]) : 0, start, end;
-    int rc = 0;
+    int rc = e->n_client ? section_spans(e, at, len, &client, &walk.n_client) : 0;
 
-    if (e->t->normalizer && len) {
+    walk.client = client;
+    if (rc == 0 && e->t->normalizer && len) {
         strbuf_reset(&e->normalized);
         rc = normalizer_apply(e->t->normalizer, e->matcher, text, len, &e->normalized, &n_origin,
                               e->err);
         walk.text = e->normalized.buf;
         walk.len = e->normalized.len;
-        if (walk.len > 3 * (size_t)MAX_TEXT_BYTES)
-            return err_set(e->err, ERR_LIMIT, "text to tokenize: %zu bytes once normalised",
-                           walk.len);
+        if (rc == 0 && walk.len > 3 * (size_t)MAX_TEXT_BYTES)
+            rc = err_set(e->err, ERR_LIMIT, "text to tokenize: %zu bytes once normalised",
+                         walk.len);
+        /* Where the normaliser has moved a client's words is not known: all are the client's. */
+        if (walk.n_client && (walk.len != len || memcmp(walk.text, text, len) != 0))
+            walk.parse_markers = false;
     }
-    if (!is_first)
+    if (at)
         n_origin = 0;
     do {
         if (rc < 0)
-            return rc;
+            break;
         tok = added_tokens_next(e->t->added, &walk, &start, &end);
         rc = encode_plain(e, walk.text + start, end - start,
                           n_origin > start ? n_origin - start : 0);
         if (rc == 0 && tok)
             rc = add_id(e, tok->id);
     } while (tok);
+    free(client);
     return rc;
 }
 
 static int encode_text(struct encoding *e, const char *text, size_t len)
 {
-    struct added_walk walk = {.text = text, .len = len, .parse_markers = e->parse_special};
+    struct added_walk walk = {.text = text, .len = len, .parse_markers = e->parse_special,
+                              .client = e->client, .n_client = e->n_client};
     const struct added_token *tok;
     size_t start, end;
     int rc;
 
     do {
         tok = added_tokens_next(e->t->added, &walk, &start, &end);
-        rc = encode_section(e, text + start, end - start, start == 0);
+        rc = encode_section(e, text, start, end - start);
         if (rc == 0 && tok)
             rc = add_id(e, tok->id);
     } while (tok && rc == 0);
+    return rc;
+}
+
+/* Runs one encoding that is set up but for its scratch; on failure out is as it was. */
+static int encode_run(struct encoding *e, const char *text, size_t len, bool add_special)
+{
+    const struct post_processor *post = &e->t->post;
+    size_t n_before = e->out->n;
+    int rc = 0;
+
+    strbuf_init(&e->normalized);
+    e->matcher = split_matcher_new();
+    pre_scratch_init(&e->pre, e->matcher);
+    if (!e->matcher)
+        rc = err_set(e->err, ERR_NO_ROOM, "out of memory");
+    for (int i = 0; add_special && rc == 0 && i < post->n_before; i++)
+        rc = add_id(e, post->before[i]);
+    if (rc == 0)
+        rc = encode_text(e, text, len);
+    for (int i = 0; add_special && rc == 0 && i < post->n_after; i++)
+        rc = add_id(e, post->after[i]);
+    if (rc < 0)
+        e->out->n = n_before;
+    strbuf_release(&e->normalized);
+    pre_scratch_release(&e->pre);
+    bpe_scratch_release(&e->bpe);
+    split_matcher_free(e->matcher);
     return rc;
 }
 
@@ -286,36 +351,33 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bo
 {
     struct encoding e = {.t = t, .parse_special = parse_special, .out = out, .err = err};
     struct strbuf valid = STRBUF_INIT;
-    size_t n_before = out->n;
-    int rc = 0;
+    int rc;
 
     if (len > MAX_TEXT_BYTES)
         return err_set(err, ERR_LIMIT, "text to tokenize: %zu bytes, at most %u", len,
                        MAX_TEXT_BYTES);
-    strbuf_init(&e.normalized);
-    e.matcher = split_matcher_new();
-    pre_scratch_init(&e.pre, e.matcher);
     if (utf8_valid_len(text, len) != len) {
         utf8_sanitise(&valid, text, len);
         text = valid.buf;
         len = valid.len;
     }
-    if (!e.matcher || valid.failed)
-        rc = err_set(err, ERR_NO_ROOM, "out of memory");
-    for (int i = 0; add_special && rc == 0 && i < t->post.n_before; i++)
-        rc = add_id(&e, t->post.before[i]);
-    if (rc == 0)
-        rc = encode_text(&e, text, len);
-    for (int i = 0; add_special && rc == 0 && i < t->post.n_after; i++)
-        rc = add_id(&e, t->post.after[i]);
-    if (rc < 0)
-        out->n = n_before;
+    rc = valid.failed ? err_set(err, ERR_NO_ROOM, "out of memory")
+                      : encode_run(&e, text, len, add_special);
     strbuf_release(&valid);
-    strbuf_release(&e.normalized);
-    pre_scratch_release(&e.pre);
-    bpe_scratch_release(&e.bpe);
-    split_matcher_free(e.matcher);
     return rc;
+}
+
+int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t len,
+                            const struct text_span *client, size_t n_client,
+                            struct token_ids *out, struct err *err)
+{
+    struct encoding e = {.t = t, .parse_special = true, .client = client, .n_client = n_client,
+                         .out = out, .err = err};
+
+    if (len > MAX_TEXT_BYTES || utf8_valid_len(text, len) != len)
+        return err_set(err, ERR_LIMIT, "prompt: %zu bytes, at most %u of valid UTF-8", len,
+                       MAX_TEXT_BYTES);
+    return encode_run(&e, text, len, false);
 }
 
 static int pad(const struct file_limits *l, struct token_ids *ids, struct err *err)

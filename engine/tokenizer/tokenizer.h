@@ -53,6 +53,19 @@ bool token_ids_add(struct token_ids *v, int32_t id);
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bool add_special,
                      bool parse_special, struct token_ids *out, struct err *err);
 
+/* A stretch of a text that a client wrote. */
+struct text_span {
+    size_t at, len;
+};
+
+/*
+ * Appends the ids of a rendered chat prompt, valid UTF-8, without the post-processor's. Special
+ * tokens count where no client wrote a part of them; client [n_client] are in order and apart.
+ */
+int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t len,
+                            const struct text_span *client, size_t n_client,
+                            struct token_ids *out, struct err *err);
+
 /*
  * Cuts and pads ids, the whole result of one tokenizer_encode(), as the file's truncation and
  * padding entries say. Without such entries it does nothing.

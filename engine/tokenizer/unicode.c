@@ -120,6 +120,16 @@ int unicode_lower(uint32_t cp, uint32_t out[3])
     return 1;
 }
 
+int unicode_upper(uint32_t cp, uint32_t out[3])
+{
+    if (cp == 0xdf) { /* sharp s */
+        out[0] = out[1] = 'S';
+        return 2;
+    }
+    out[0] = (uint32_t)utf8proc_toupper((int32_t)cp);
+    return 1;
+}
+
 int unicode_combining_class(uint32_t cp)
 {
     if (IN(marks_after_9, cp))

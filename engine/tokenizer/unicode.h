@@ -28,6 +28,7 @@ bool unicode_is_accent(uint32_t cp);      /* a mark that StripAccents takes away
 
 /* One to three characters; returns how many. */
 int unicode_lower(uint32_t cp, uint32_t out[3]);
+int unicode_upper(uint32_t cp, uint32_t out[3]);
 
 /* Combining class and whether a decomposition is known: both as of Unicode 9.0. */
 int unicode_combining_class(uint32_t cp);
