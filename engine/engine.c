@@ -285,7 +285,8 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
     int rc;
 
     if (!e->chat_template)
-        return err_set(err, ERR_UNSUPPORTED, "the model has no chat template");
+        return err_set(err, ERR_UNSUPPORTED, "the model has no usable chat template: %s",
+                       e->template_err.msg);
     if (!e->tokenizer)
         return no_tokenizer(err);
     token_ids_init(&v);

@@ -232,10 +232,12 @@ void *engine_loop(void *arg)
         if (atomic_load(&e->closing))
             break;
         ran = run_step(e);
-        if (ran || canceled)
+        if ((ran || canceled) && outbox_n_listed(&e->outbox) > 0)
             tell_outside(e);
         if (ran)
             continue;
+        CHECK(e->sched.running.n == 0);
+        CHECK(e->sched.waiting.n == 0);
         stats_idle(&e->stats, e->sched.waiting.n, e->sched.running.n,
                    e->kv.pool.n_pages - e->kv.pool.n_free);
         step_trace_flush(e->trace);

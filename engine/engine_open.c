@@ -128,10 +128,12 @@ static int open_model(struct engine *e, const struct config *config, struct err 
     return model_open(&e->model, &e->model_config, e->be, &params, err);
 }
 
-/* A missing tokenizer is an error, unless the weights are random: then numbers are all there is. */
+/*
+ * A missing tokenizer is an error, unless the weights are random: then numbers are all there is.
+ * A chat template that is missing or broken is not: completions work without, chat says why not.
+ */
 static int open_text(struct engine *e, const struct config *config, struct err *err)
 {
-    struct err missing = {0};
     char path[4200];
     struct stat st;
     int rc;
@@ -143,11 +145,9 @@ static int open_text(struct engine *e, const struct config *config, struct err *
             return rc;
         e->env.tokenizer = e->tokenizer;
     }
-    rc = chat_template_open(&e->chat_template, config->model, &missing);
-    if (rc < 0 && rc != ERR_NOT_FOUND) {
-        err_set(err, rc, "%s", missing.msg);
-        return rc;
-    }
+    rc = chat_template_open(&e->chat_template, config->model, &e->template_err);
+    if (rc == 0)
+        e->template_err = (struct err){0};
     return 0;
 }
 

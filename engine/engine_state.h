@@ -20,9 +20,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define ENGINE_PROMPT_LOGITS 32 /* logit rows a step spends on prompt logprobs, beside max_batch   \
-                                 */
-#define ENGINE_MAX_FAILURES 3   /* failed steps in a row before the engine calls itself unhealthy */
+#define ENGINE_PROMPT_LOGITS                                                                       \
+    32                        /* logit rows a step spends on prompt logprobs, beside max_batch     \
+                               */
+#define ENGINE_MAX_FAILURES 3 /* failed steps in a row before the engine calls itself unhealthy */
 
 struct chat_template;
 struct tokenizer;
@@ -44,7 +45,8 @@ struct engine {
     struct model_config model_config;
     struct plan *plan;
     struct tokenizer *tokenizer;
-    struct chat_template *chat_template;
+    struct chat_template *chat_template; /* NULL: template_err says why */
+    struct err template_err;
     struct request_env env;
     pthread_t thread;
     bool thread_started;

@@ -305,6 +305,58 @@ START_TEST(engine__scores_a_prompt)
 }
 END_TEST
 
+/* top_k 1, top_p 0 and min_p 1 leave one token each: the greedy one. */
+START_TEST(engine__narrows_to_greedy)
+{
+    struct engine *e = open_tiny();
+    struct engine_request req = greedy(15);
+    struct collected best, c;
+
+    run(e, &req, &best);
+    for (int i = 0; i < 3; i++) {
+        sampling_params_init(&req.sampling);
+        req.sampling.max_tokens = 15;
+        req.sampling.ignore_eos = true;
+        req.sampling.seed = 77;
+        req.sampling.top_k = i == 0;
+        req.sampling.top_p = i == 1 ? 0.0f : 1.0f;
+        req.sampling.min_p = i == 2 ? 1.0f : 0.0f;
+        run(e, &req, &c);
+        ck_assert(collected_same(&best, &c));
+        collected_release(&c);
+    }
+    collected_release(&best);
+    engine_close(e);
+}
+END_TEST
+
+/* The same seed gives the same tokens, another seed or another sample others. */
+START_TEST(engine__samples_by_seed)
+{
+    struct engine *e = open_tiny();
+    struct engine_request req = greedy(30);
+    struct collected first, again, seed, sample;
+
+    req.sampling.temperature = 1;
+    req.sampling.seed = 1;
+    run(e, &req, &first);
+    run(e, &req, &again);
+    req.sampling.seed = 2;
+    run(e, &req, &seed);
+    req.sampling.seed = 1;
+    req.sampling.sample_idx = 1;
+    run(e, &req, &sample);
+    ck_assert(collected_same(&first, &again));
+    ck_assert(!collected_same(&first, &seed));
+    ck_assert(!collected_same(&first, &sample));
+    collected_release(&first);
+    collected_release(&again);
+    collected_release(&seed);
+    collected_release(&sample);
+    engine_close(e);
+}
+END_TEST
+
 /* Penalties change what greedy repeats. */
 START_TEST(engine__penalises_repetition)
 {
@@ -794,6 +846,8 @@ TEST_SUITE(engine)
     tcase_add_test(tc, engine__passes_early_stop_strings);
     tcase_add_test(tc, engine__reports_logprobs);
     tcase_add_test(tc, engine__scores_a_prompt);
+    tcase_add_test(tc, engine__narrows_to_greedy);
+    tcase_add_test(tc, engine__samples_by_seed);
     tcase_add_test(tc, engine__penalises_repetition);
     tcase_add_test(tc, engine__refuses_bad_parameters);
     tcase_add_test(tc, engine__refuses_what_never_fits);

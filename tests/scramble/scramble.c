@@ -19,7 +19,7 @@
 #define N_REQUESTS      256
 #define N_AT_ONCE       32
 #define MAX_PROMPT      300
-#define MAX_NEW         200
+#define MAX_NEW         160
 #define MIN_PREEMPTIONS 20
 #define POOL_PERCENT    40
 #define SEED            20240811
