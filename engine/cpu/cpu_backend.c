@@ -37,6 +37,7 @@ static void cpu_close(struct backend *be)
     cpu_threads_close(cb->threads);
     cpu_memory_free(cb->rows);
     cpu_memory_free(cb->wide);
+    cpu_memory_free(cb->dot_rows);
     cpu_memory_free(cb->packed);
     cpu_memory_free(cb->packed_h);
     cpu_memory_free(cb->thread_scratch);
@@ -163,14 +164,15 @@ static int scratch_alloc(struct cpu_backend *cb, struct err *err)
 
     cb->rows = cpu_memory_new((size_t)cb->block_rows * row_bytes);
     cb->wide = cpu_memory_new((size_t)cb->block_rows * row_bytes);
+    cb->dot_rows = cpu_memory_new((size_t)cb->block_rows * (row_bytes + sizeof(float) * DOT_ROUND));
     cb->packed = cpu_memory_new(packed_bytes(cb));
     cb->packed_h = cpu_memory_new(packed_bytes(cb));
     cb->thread_scratch = cpu_memory_new((size_t)n_threads * cb->thread_bytes);
     cb->rope = cpu_memory_new(sizeof(float) * 2 * (size_t)cb->rope_cap * (size_t)p->max_rows);
     cb->split = cpu_memory_new(SPLIT_BYTES);
     cb->sample_scratch = cpu_memory_new((size_t)n_threads * cb->sample_bytes);
-    if (!cb->rows || !cb->wide || !cb->packed || !cb->packed_h || !cb->thread_scratch ||
-        !cb->rope || !cb->split || !cb->sample_scratch)
+    if (!cb->rows || !cb->wide || !cb->dot_rows || !cb->packed || !cb->packed_h ||
+        !cb->thread_scratch || !cb->rope || !cb->split || !cb->sample_scratch)
         return err_set(err, ERR_NO_ROOM, "cpu: no memory for scratch of %d rows of %d", p->max_rows,
                        p->max_dim);
     return 0;

@@ -22,6 +22,7 @@ struct cpu_backend {
     int block_rows;
     float *rows;          /* [block_rows, max_dim] normed rows */
     float *wide;          /* [block_rows, max_dim] products before their epilogue */
+    float *dot_rows;      /* [block_rows, max_dim + DOT_ROUND] decode rows as dot wants them */
     void *packed;         /* one block of packed rows, inner size up to max_dim */
     void *packed_h;       /* likewise */
     char *thread_scratch; /* [n_threads, thread_bytes] */

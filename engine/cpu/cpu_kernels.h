@@ -17,13 +17,15 @@ struct dot_args {
     const void *w; /* [n_out, n_in] */
     enum dtype dtype;
     int n_in, n_rows;
-    const float *x; /* [n_rows, n_in], row stride ldx */
+    const float *x; /* [n_rows, n_in] as dot_prepare leaves it, row stride ldx */
     int64_t ldx;
     float *y; /* [n_rows, n_out], row stride ldy */
     int64_t ldy;
 };
 
 #define GEMM_MAX_ROWS 512 /* rows of one product; longer chunks are cut, which changes no bits */
+
+#define DOT_ROUND 32 /* the longest step of k that any dot takes */
 
 enum gemm_epilogue {
     GEMM_STORE,   /* y = product + bias */
@@ -124,6 +126,8 @@ struct cpu_kernels {
     const struct cpu_gemm *gemm; /* f32 arithmetic, any weight type */
 
     void (*dot)(const struct dot_args *a, int out0, int n_out);
+    /* One row for dot with weights of dtype; out has room for n_in rounded up to DOT_ROUND. */
+    void (*dot_prepare)(float *out, const float *x, int n_in, enum dtype dtype);
     /* gain, bias [dim] f32, bias or NULL. out may be x. */
     void (*norm)(float *out, const float *x, int dim, enum norm_kind kind, float eps,
                  const float *gain, const float *bias);

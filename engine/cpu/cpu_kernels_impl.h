@@ -18,52 +18,81 @@
 
 /* ---- products of decode rows ---- */
 
+#define DOT_STEP (2 * VW)
+
+/*
+ * One step of k for R rows and O outputs: 2 VW elements, first one half of each weight's vector,
+ * then the other, so that the sums and one operand are all that lives in registers.
+ */
+VEC_FN void dot_step(vf acc[4][4], const char *const w[4], const float *x, int64_t ldx,
+                     const enum dtype dt, const int R, const int O)
+{
+    vf half[2][4];
+
+#pragma GCC unroll 4
+    for (int i = 0; i < O; i++) {
+        if (dt == DTYPE_BF16) {
+            v_load_bf16_split((const uint16_t *)w[i], &half[0][i], &half[1][i]);
+        } else {
+            half[0][i] = v_load_as(w[i], dt);
+            half[1][i] = v_load_as(w[i] + VW * dtype_bytes(dt), dt);
+        }
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            vf xv = v_load(x + r * ldx + h * VW);
+
+#pragma GCC unroll 4
+            for (int i = 0; i < O; i++)
+                acc[i][r] = v_fma(half[h][i], xv, acc[i][r]);
+        }
+    }
+}
+
 /* R rows times O outputs: each weight is read once, each sum has one accumulator. */
 VEC_FN void dot_block(const struct dot_args *a, int o, int row, const enum dtype dt, const int R,
                       const int O)
 {
-    vf acc[8][8];
-    size_t esize = dtype_bytes(dt);
-    const char *w = (const char *)a->w + (size_t)o * (size_t)a->n_in * esize;
+    vf acc[4][4];
+    size_t esize = dtype_bytes(dt), w_stride = (size_t)a->n_in * esize;
+    const char *base = (const char *)a->w + (size_t)o * w_stride;
     const float *x = a->x + row * a->ldx;
-    size_t w_stride = (size_t)a->n_in * esize;
-    int k = 0, n_full = a->n_in / VW * VW;
+    int k = 0, n_full = a->n_in / DOT_STEP * DOT_STEP;
 
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int i = 0; i < O; i++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int r = 0; r < R; r++)
             acc[i][r] = v_zero();
     }
-    for (; k < n_full; k += VW) {
-        vf xv[8];
+    for (; k < n_full; k += DOT_STEP) {
+        const char *w[4];
 
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++)
-            xv[r] = v_load(x + r * a->ldx + k);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int i = 0; i < O; i++) {
-            vf wv = v_load_as(w + (size_t)i * w_stride + (size_t)k * esize, dt);
-
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-                acc[i][r] = v_fma(wv, xv[r], acc[i][r]);
+            w[i] = base + (size_t)i * w_stride + (size_t)k * esize;
+            /* The same place in the next block of outputs: one line a step of bf16. */
+            __builtin_prefetch(w[i] + (size_t)O * w_stride, 0, 2);
         }
+        dot_step(acc, w, x + k, a->ldx, dt, R, O);
     }
-    if (k < a->n_in) {
+    if (k < a->n_in) { /* x is padded with zeros */
+        char tail[4][DOT_STEP * 4] __attribute__((aligned(64)));
+        const char *w[4];
+
         for (int i = 0; i < O; i++) {
-            vf wv = v_load_tail(w + (size_t)i * w_stride + (size_t)k * esize, dt, a->n_in - k);
-
-            for (int r = 0; r < R; r++) {
-                vf xv = v_load_tail(x + r * a->ldx + k, DTYPE_F32, a->n_in - k);
-
-                acc[i][r] = v_fma(wv, xv, acc[i][r]);
-            }
+            memset(tail[i], 0, DOT_STEP * esize);
+            memcpy(tail[i], base + (size_t)i * w_stride + (size_t)k * esize,
+                   (size_t)(a->n_in - k) * esize);
+            w[i] = tail[i];
         }
+        dot_step(acc, w, x + k, a->ldx, dt, R, O);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int i = 0; i < O; i++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int r = 0; r < R; r++)
             a->y[(row + r) * a->ldy + o + i] = v_sum(acc[i][r]);
     }
@@ -79,14 +108,8 @@ VEC_FN void dot_rows(const struct dot_args *a, int o, int end, int row, const en
         dot_block(a, o, row, dt, R, 1);
 }
 
-#if defined(__AVX512F__)
-#define DOT_OUTS_8 3
-#define DOT_OUTS_4 4
-#else
-#define DOT_OUTS_8 1
-#define DOT_OUTS_4 2
-#endif
-#define DOT_STRIP 24 /* outputs whose weights stay in the nearest caches for all rows */
+#define DOT_OUTS_4 (GEMM_OUTS >= 8 ? 4 : 2) /* of 32 registers, of 16 */
+#define DOT_STRIP  24 /* outputs whose weights stay in the nearest caches for all rows */
 
 VEC_FN void dot_range(const struct dot_args *a, int out0, int n_out, const enum dtype dt)
 {
@@ -96,14 +119,26 @@ VEC_FN void dot_range(const struct dot_args *a, int out0, int n_out, const enum 
         int end = o + DOT_STRIP < end_all ? o + DOT_STRIP : end_all;
         int row = 0;
 
-        for (; row + 8 <= a->n_rows; row += 8)
-            dot_rows(a, o, end, row, dt, 8, DOT_OUTS_8);
         for (; row + 4 <= a->n_rows; row += 4)
             dot_rows(a, o, end, row, dt, 4, DOT_OUTS_4);
         for (; row + 2 <= a->n_rows; row += 2)
             dot_rows(a, o, end, row, dt, 2, 4);
         for (; row < a->n_rows; row++)
-            dot_rows(a, o, end, row, dt, 1, 8);
+            dot_rows(a, o, end, row, dt, 1, 4);
+    }
+}
+
+/* Pads with zeros, and for bf16 puts even before odd elements in each step. */
+static void dot_prepare(float *out, const float *x, int n_in, enum dtype dtype)
+{
+    for (int k = 0; k < n_in; k += DOT_STEP) {
+        int n = n_in - k < DOT_STEP ? n_in - k : DOT_STEP;
+
+        for (int i = 0; i < DOT_STEP; i++) {
+            int to = dtype == DTYPE_BF16 ? i % 2 * VW + i / 2 : i;
+
+            out[k + to] = i < n ? x[k + i] : 0.0f;
+        }
     }
 }
 
@@ -501,6 +536,7 @@ const struct cpu_kernels KERNELS_NAME = {
     .gemm = &gemm_f32,
     .name = KERNELS_LABEL,
     .dot = dot,
+    .dot_prepare = dot_prepare,
     .norm = norm,
     .act = act,
     .attn_decode = attn_decode,

@@ -298,8 +298,7 @@ static void ffn_decode(struct cpu_backend *cb, const struct ffn_args *a, float *
                                   .dtype = w->dtype,
                                   .n_in = a->dim,
                                   .n_rows = n,
-                                  .x = cb->rows,
-                                  .ldx = a->dim,
+                                  .x = cb->dot_rows,
                                   .y = cb->packed_h,
                                   .ldy = ldy}};
     struct linear_args down = {.x = cb->packed_h,
@@ -313,6 +312,7 @@ static void ffn_decode(struct cpu_backend *cb, const struct ffn_args *a, float *
     int grain = 24 * (a->ffn_dim / (24 * 16 * cpu_threads_count(cb->threads)) + 1);
 
     cpu_norm_rows(cb, cb->rows, a->dim, x, a->dim, NULL, n, a->dim, &a->norm);
+    job.dot.ldx = cpu_dot_prepare(cb, cb->rows, a->dim, n, w);
     cpu_threads_run(cb->threads, a->ffn_dim, grain, ffn_items, &job);
     cpu_linear_decode(cb, &down);
 }

@@ -51,6 +51,38 @@ static void decode_items(void *arg, int64_t begin, int64_t end, int thread)
     }
 }
 
+struct prepare_job {
+    struct cpu_backend *cb;
+    const float *x;
+    int64_t ldx, ldo;
+    const struct weight *w;
+};
+
+static void prepare_items(void *arg, int64_t begin, int64_t end, int thread)
+{
+    const struct prepare_job *j = arg;
+
+    (void)thread;
+    for (int64_t r = begin; r < end; r++)
+        j->cb->kern->dot_prepare(j->cb->dot_rows + r * j->ldo, j->x + r * j->ldx, j->w->n_in,
+                                 j->w->dtype);
+}
+
+int64_t cpu_dot_prepare(struct cpu_backend *cb, const float *x, int64_t ldx, int n_rows,
+                        const struct weight *w)
+{
+    struct prepare_job job = {.cb = cb,
+                              .x = x,
+                              .ldx = ldx,
+                              .w = w,
+                              .ldo = (w->n_in + DOT_ROUND - 1) / DOT_ROUND * DOT_ROUND};
+
+    CHECK(n_rows <= cb->block_rows);
+    CHECK(w->n_in <= cb->params.max_dim);
+    cpu_threads_run(cb->threads, n_rows, 4, prepare_items, &job);
+    return job.ldo;
+}
+
 void cpu_linear_decode(struct cpu_backend *cb, const struct linear_args *a)
 {
     const struct weight *w = a->w;
@@ -61,8 +93,7 @@ void cpu_linear_decode(struct cpu_backend *cb, const struct linear_args *a)
                                      .dtype = w->dtype,
                                      .n_in = w->n_in,
                                      .n_rows = a->n_rows,
-                                     .x = a->x,
-                                     .ldx = a->ldx,
+                                     .x = cb->dot_rows,
                                      .y = a->add ? cb->wide : a->y,
                                      .ldy = a->add ? w->n_out : a->ldy}};
 
@@ -70,6 +101,7 @@ void cpu_linear_decode(struct cpu_backend *cb, const struct linear_args *a)
         return;
     CHECK(a->n_rows <= cb->block_rows);
     CHECK(!a->add || w->n_out <= cb->params.max_dim);
+    job.dot.ldx = cpu_dot_prepare(cb, a->x, a->ldx, a->n_rows, w);
     cpu_threads_run(cb->threads, w->n_out, decode_grain(cb, w->n_out), decode_items, &job);
 }
 

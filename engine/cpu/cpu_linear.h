@@ -6,7 +6,10 @@
 
 #include "engine/cpu/cpu_backend.h"
 
-/* Decode rows: y = x w^T + bias, or added to y. n_rows <= block_rows; add uses cb->wide. */
+/*
+ * Decode rows: y = x w^T + bias, or added to y. n_rows <= block_rows. Uses cb->dot_rows, and
+ * cb->wide if it adds.
+ */
 struct linear_args {
     const float *x; /* [n_rows, n_in], row stride ldx */
     int64_t ldx;
@@ -17,6 +20,10 @@ struct linear_args {
     bool add;
 };
 void cpu_linear_decode(struct cpu_backend *cb, const struct linear_args *a);
+
+/* The rows of x as dot wants them for w, in cb->dot_rows; returns their stride. */
+int64_t cpu_dot_prepare(struct cpu_backend *cb, const float *x, int64_t ldx, int n_rows,
+                        const struct weight *w);
 
 /* The form of the product that prompt rows take with this weight. */
 const struct cpu_gemm *cpu_gemm_for(const struct cpu_backend *cb, const struct weight *w);

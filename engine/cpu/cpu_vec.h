@@ -289,6 +289,31 @@ VEC_FN vf v_where_gt(vf a, vf b, vf x)
 
 #endif
 
+/*
+ * 2 VW bf16 values as two vectors, those of even and those of odd index: two cheap operations where
+ * widening in order takes four. What they are multiplied with must lie in that order too.
+ */
+VEC_FN void v_load_bf16_split(const uint16_t *p, vf *even, vf *odd)
+{
+#if defined(__AVX512F__)
+    __m512i w = _mm512_loadu_si512(p);
+
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000u)));
+#elif defined(__AVX2__)
+    __m256i w = _mm256_loadu_si256((const __m256i *)p);
+
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000u)));
+#else
+    vi w;
+
+    memcpy(&w, p, sizeof(w));
+    *even = (vf)(w << 16);
+    *odd = (vf)(w & (int32_t)0xffff0000u);
+#endif
+}
+
 VEC_FN vf v_zero(void)
 {
     return v_set1(0.0f);
