@@ -6,6 +6,7 @@
  */
 #include "base/clock.h"
 #include "base/err.h"
+#include "tests/bench/bench.h"
 #include "tests/bench/http_load.h"
 #include "tests/bench/http_target.h"
 
@@ -19,8 +20,6 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
-
-int bench_http(int argc, char **argv);
 
 #define EXIT_FAILED 1
 #define EXIT_USAGE  2
