@@ -22,7 +22,7 @@ struct inspection {
     struct kv_shape shape;
     struct plan *plan;
     enum dtype dtype;
-    int n;
+    int n, span_n; /* tokens of the sequence; the length that the spans are computed for */
     int64_t n_params, weight_bytes, bytes_per_token, slots_query, slots_kv;
     int64_t bytes_per_seq, kv_bytes, max_batch;
     double density;
@@ -71,7 +71,7 @@ static int sum_pages(struct inspection *in, struct err *err)
         rc = err_set(err, ERR_NO_ROOM, "inspect: out of memory");
         goto out;
     }
-    kv_layout_geometry(&in->shape, in->plan->rules, in->n, in->plan->convention, geom, window);
+    kv_layout_geometry(&in->shape, in->plan->rules, in->span_n, in->plan->convention, geom, window);
     for (int i = 0; i < n_heads; i++)
         n_pages += kv_geom_pages(geom[i], in->n, in->shape.page_entries);
     in->bytes_per_seq = n_pages * (int64_t)kv_page_bytes(&in->shape);
@@ -81,6 +81,15 @@ out:
     return rc;
 }
 
+static void pick_lengths(struct inspection *in, const struct config *config, int n_tokens)
+{
+    if (n_tokens > 0)
+        in->n = n_tokens;
+    else
+        in->n = config->max_seq_len > 0 ? config->max_seq_len : in->cfg->max_seq_len;
+    in->span_n = strcmp(config->plan_length, "request") ? atoi(config->plan_length) : in->n;
+}
+
 static int reckon(struct inspection *in, const struct config *config, int n_tokens, struct err *err)
 {
     const struct model_config *cfg = in->cfg;
@@ -88,9 +97,10 @@ static int reckon(struct inspection *in, const struct config *config, int n_toke
     int rc;
 
     in->dtype = pick_dtype(config, cfg);
-    in->n = n_tokens > 0              ? n_tokens
-            : config->max_seq_len > 0 ? config->max_seq_len
-                                      : cfg->max_seq_len;
+    pick_lengths(in, config, n_tokens);
+    if (in->span_n < 1)
+        return err_set(err, ERR_INVALID, "plan_length is %s, want request or a length",
+                       config->plan_length);
     in->shape = (struct kv_shape){.n_layers = cfg->n_layers,
                                   .n_heads = cfg->n_heads,
                                   .n_kv_heads = cfg->n_kv_heads,
@@ -110,9 +120,10 @@ static int reckon(struct inspection *in, const struct config *config, int n_toke
     in->bytes_per_token =
         2 * (int64_t)kv_shape_heads(&in->shape) * cfg->head_dim * (int64_t)dtype_bytes(in->dtype);
     in->slots_query =
-        kv_layout_query_slots(&in->shape, in->plan->rules, in->n, in->plan->convention);
-    in->slots_kv = kv_layout_kv_slots(&in->shape, in->plan->rules, in->n, in->plan->convention);
-    in->density = plan_kv_density(in->plan, &in->shape, in->n);
+        kv_layout_query_slots(&in->shape, in->plan->rules, in->span_n, in->plan->convention);
+    in->slots_kv =
+        kv_layout_kv_slots(&in->shape, in->plan->rules, in->span_n, in->plan->convention);
+    in->density = plan_kv_density(in->plan, &in->shape, in->span_n);
     rc = sum_pages(in, err);
     left = (free_host_bytes() - in->weight_bytes) / 2;
     in->kv_bytes = config->kv_memory > 0 ? config->kv_memory : left > 0 ? left : 0;
@@ -141,7 +152,7 @@ static void write_json(const struct inspection *in, struct strbuf *out)
                 "\"kv_bytes_per_seq\":%lld,\"kv_memory_bytes\":%lld,\"max_batch\":%lld,\"plan\":",
                 in->n, (long long)in->slots_query, (long long)in->slots_kv, in->density,
                 (long long)in->bytes_per_seq, (long long)in->kv_bytes, (long long)in->max_batch);
-    plan_describe(in->plan, &in->shape, in->n, out);
+    plan_describe(in->plan, &in->shape, in->span_n, out);
     strbuf_addstr(out, "}\n");
 }
 
