@@ -340,7 +340,7 @@ static int lex_template(struct lexer *lx)
             rc = lex_raw(lx);
             if (rc) {
                 rc = rc < 0 ? rc : 0;
-                at_line_start = lx->p[-1] == '\n';
+                at_line_start = rc == 0 && lx->p[-1] == '\n';
                 continue;
             }
         }
@@ -352,7 +352,7 @@ static int lex_template(struct lexer *lx)
             if (rc == 0)
                 rc = lex_tag(lx, kind == '%');
         }
-        at_line_start = lx->p[-1] == '\n';
+        at_line_start = rc == 0 && lx->p[-1] == '\n'; /* a tag lies behind */
     }
     return rc;
 }

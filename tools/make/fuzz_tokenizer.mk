@@ -1,0 +1,2 @@
+# What tests/fuzz/fuzz_tokenizer.c needs beside base/; the rules are in fuzz.mk.
+FUZZ_SRC_tokenizer = $(wildcard engine/tokenizer/*.c)
