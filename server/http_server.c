@@ -326,6 +326,7 @@ int http_server_open(struct http_server *s, struct err *err)
     int rc;
 
     s->listen_fd = -1;
+    s->metrics.page_entries = s->config->page_entries;
     raise_fd_limit(s->config);
     rc = listen_on(s, err);
     if (rc < 0)

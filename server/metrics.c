@@ -181,10 +181,15 @@ static void write_ops(struct strbuf *out, const struct engine_stats *s)
     }
 }
 
-/* The picker takes the page size and count from these labels, under vLLM's words for them. */
-static void write_infos(struct strbuf *out, const struct engine_stats *s,
+/*
+ * The picker takes the cache's size from these labels, in vLLM's words: its block serves all heads of
+ * all layers, ours one head, so one of its blocks is as many of our pages as there are heads.
+ */
+static void write_infos(struct strbuf *out, const struct metrics *m, const struct engine_stats *s,
                         const struct engine_info *i, const char *vllm)
 {
+    int64_t n_heads = (int64_t)i->n_layers * i->n_kv_heads;
+
     begin_family(out, "spand_build_info", "gauge", "Which build serves which model.");
     strbuf_addf(out, "spand_build_info{version=\"%s\",commit=\"%s\",model_name=", build_version(),
                 build_commit());
@@ -196,9 +201,9 @@ static void write_infos(struct strbuf *out, const struct engine_stats *s,
     strbuf_addf(out, ",dtype=\"%s\"} 1\n", i->dtype ? i->dtype : "");
     begin_family(out, "vllm:cache_config_info", "gauge", "Size of the key-value cache.");
     strbuf_addf(out,
-                "vllm:cache_config_info{%s,block_size=\"64\",num_gpu_blocks=\"%lld\","
+                "vllm:cache_config_info{%s,block_size=\"%d\",num_gpu_blocks=\"%lld\","
                 "cache_dtype=\"auto\",enable_prefix_caching=\"False\"} 1\n",
-                vllm, (long long)s->pages_total);
+                vllm, m->page_entries, (long long)(n_heads ? s->pages_total / n_heads : 0));
 }
 
 static void write_process(struct strbuf *out)
@@ -227,7 +232,7 @@ void metrics_write(const struct metrics *m, const struct engine_stats *s,
     write_finished(out, s, own.buf, vllm.buf);
     write_responses(out, m);
     write_ops(out, s);
-    write_infos(out, s, i, vllm.buf);
+    write_infos(out, m, s, i, vllm.buf);
     write_process(out);
     out->failed |= own.failed | vllm.failed;
     strbuf_release(&own);

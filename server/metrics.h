@@ -29,6 +29,7 @@ struct metrics {
 #define HISTOGRAM(member, name, alias, help, edges) struct histogram member;
 #include "server/metrics_table.h"
     int64_t n_parked, n_connections, n_exchanges; /* gauges */
+    int page_entries;                             /* of the key-value pool, for an info label */
     int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];
 };
 
