@@ -79,8 +79,8 @@ static void detach(struct generation *g)
     g->exchange = NULL;
 }
 
-/* Ends the exchange with g->error, in whichever form it can still take. */
-static void tell_error(struct generation *g)
+/* Ends the exchange with an error, in whichever form it can still take. */
+static void tell_error(struct generation *g, const struct api_error *e)
 {
     struct exchange *ex = g->exchange;
 
@@ -88,16 +88,16 @@ static void tell_error(struct generation *g)
         return;
     detach(g);
     if (ex->state <= EXCHANGE_WAITING) {
-        exchange_reply_error(ex, &g->error);
+        exchange_reply_error(ex, e);
     } else {
-        generation_write_error(exchange_stream(ex), &g->error);
+        generation_write_error(exchange_stream(ex), e);
         exchange_stream_end(ex);
     }
 }
 
 static void fail(struct generation *g)
 {
-    tell_error(g);
+    tell_error(g, &g->error);
     cancel_choices(g);
 }
 
@@ -111,9 +111,12 @@ void generation_abandon(struct generation *g)
 
 void generation_stop(struct generation *g)
 {
+    struct api_error e = {0}; /* g->error may be the pool's to write */
+
     CHECK(g->magic == GENERATION_MAGIC);
-    api_error_set(&g->error, 503, NULL, "shutting_down", "The server is shutting down.");
-    fail(g);
+    api_error_set(&e, 503, NULL, "shutting_down", "The server is shutting down.");
+    tell_error(g, &e);
+    cancel_choices(g);
     free_if_unused(g);
 }
 
@@ -274,7 +277,7 @@ static void start_choices(struct generation *g)
     struct exchange *ex = g->exchange;
 
     if (g->error.status || !ex) {
-        tell_error(g);
+        tell_error(g, &g->error);
     } else if (g->api & (API_TOKENIZE | API_DETOKENIZE)) {
         detach(g);
         generation_write_tokens(g, &body);
@@ -284,7 +287,7 @@ static void start_choices(struct generation *g)
         if (make_choices(g) == 0)
             submit(g);
         else
-            tell_error(g);
+            tell_error(g, &g->error);
     }
     free_if_unused(g);
 }

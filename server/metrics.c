@@ -182,8 +182,8 @@ static void write_ops(struct strbuf *out, const struct engine_stats *s)
 }
 
 /*
- * The picker takes the cache's size from these labels, in vLLM's words: its block serves all heads of
- * all layers, ours one head, so one of its blocks is as many of our pages as there are heads.
+ * The picker takes the cache's size from these labels, in vLLM's words: its block serves all heads
+ * of all layers, ours one head, so one of its blocks is as many of our pages as there are heads.
  */
 static void write_infos(struct strbuf *out, const struct metrics *m, const struct engine_stats *s,
                         const struct engine_info *i, const char *vllm)

@@ -128,7 +128,8 @@ START_TEST(metrics__has_the_names_of_vllm)
     ck_assert_double_eq(sample("vllm:num_requests_waiting", "model_name="), 7);
     ck_assert_double_eq(sample("vllm:num_requests_running", NULL), 2);
     ck_assert_double_eq(sample("vllm:kv_cache_usage_perc", NULL), 0.25);
-    ck_assert_double_eq(sample("vllm:cache_config_info", "block_size=\"64\",num_gpu_blocks=\"2\""), 1);
+    ck_assert_double_eq(sample("vllm:cache_config_info", "block_size=\"64\",num_gpu_blocks=\"2\""),
+                        1);
     ck_assert_double_eq(sample("spand_requests_running", NULL), 2);
     ck_assert_double_eq(sample("vllm:request_success_total", "finished_reason=\"stop\""), 0);
 }
