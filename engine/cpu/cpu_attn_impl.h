@@ -17,98 +17,126 @@ VEC_FN const char *kv_entry_page(const struct kv_head *kv, int index)
 
 /* ---- decode ---- */
 
-/* score[g][key] for key in 0..15: sixteen dot products whose sums are transposed at the end. */
-VEC_FN void decode_scores(float *score, const char *k, const float *q, int group, int n, int dim,
-                          const enum dtype dt)
+/* score[g][key], one key's products with up to four heads at a time. */
+VEC_FN void decode_scores_of(float *score, const char *row, const float *q, int dim,
+                             const enum dtype dt, const int G)
 {
-    size_t esize = dtype_bytes(dt);
+    vf acc[4];
+    int d = 0;
+
+#pragma GCC unroll 4
+    for (int i = 0; i < G; i++)
+        acc[i] = v_zero();
+    for (; d + VW <= dim; d += VW) {
+        vf kv = v_load_as(row + (size_t)d * dtype_bytes(dt), dt);
+
+#pragma GCC unroll 4
+        for (int i = 0; i < G; i++)
+            acc[i] = v_fma(kv, v_load(q + (int64_t)i * dim + d), acc[i]);
+    }
+    if (d < dim) {
+        vf kv = v_load_tail(row + (size_t)d * dtype_bytes(dt), dt, dim - d);
+
+        for (int i = 0; i < G; i++)
+            acc[i] = v_fma(kv, v_load_tail(q + (int64_t)i * dim + d, DTYPE_F32, dim - d), acc[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < G; i++)
+        score[i * TILE] = v_sum(acc[i]);
+}
+
+/* Also asks for each key's value, v_ahead bytes further on: it is wanted next. */
+VEC_FN void decode_scores(float *score, const char *k, size_t v_ahead, const float *q, int group,
+                          int n, int dim, const enum dtype dt)
+{
+    size_t row_bytes = (size_t)dim * dtype_bytes(dt);
 
     for (int key = 0; key < n; key++) {
-        const char *row = k + (size_t)key * (size_t)dim * esize;
+        const char *row = k + (size_t)key * row_bytes;
         int g = 0;
 
-        for (; g + 4 <= group; g += 4) {
-            vf acc[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
-            int d = 0;
-
-            for (; d + VW <= dim; d += VW) {
-                vf kv = v_load_as(row + (size_t)d * esize, dt);
-
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    acc[i] = v_fma(kv, v_load(q + (int64_t)(g + i) * dim + d), acc[i]);
-            }
-            if (d < dim) {
-                vf kv = v_load_tail(row + (size_t)d * esize, dt, dim - d);
-
-                for (int i = 0; i < 4; i++)
-                    acc[i] =
-                        v_fma(kv, v_load_tail(q + (int64_t)(g + i) * dim + d, DTYPE_F32, dim - d),
-                              acc[i]);
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                score[(g + i) * TILE + key] = v_sum(acc[i]);
-        }
-        for (; g < group; g++) {
-            vf acc = v_zero();
-            int d = 0;
-
-            for (; d + VW <= dim; d += VW)
-                acc = v_fma(v_load_as(row + (size_t)d * esize, dt),
-                            v_load(q + (int64_t)g * dim + d), acc);
-            if (d < dim)
-                acc = v_fma(v_load_tail(row + (size_t)d * esize, dt, dim - d),
-                            v_load_tail(q + (int64_t)g * dim + d, DTYPE_F32, dim - d), acc);
-            score[g * TILE + key] = v_sum(acc);
-        }
+        for (size_t at = 0; at < row_bytes; at += 64)
+            __builtin_prefetch(row + v_ahead + at, 0, 3);
+        for (; g + 4 <= group; g += 4)
+            decode_scores_of(score + g * TILE + key, row, q + (int64_t)g * dim, dim, dt, 4);
+        for (; g < group; g++)
+            decode_scores_of(score + g * TILE + key, row, q + (int64_t)g * dim, dim, dt, 1);
     }
 }
 
-/* o[g] = o[g] * keep[g] + sum over keys of weight[g][key] * v[key]; G heads, one vector of dims. */
+/* o[g] = o[g] * keep[g] + sum of weight[g][key] * v[key]: G heads, D vectors of dims from d on. */
 VEC_FN void decode_values(float *o, const float *weight, const float *keep, const char *v, int n,
-                          int dim, int d, const enum dtype dt, const int G)
+                          int dim, int d, const enum dtype dt, const int G, const int D)
 {
     size_t esize = dtype_bytes(dt);
-    int m = dim - d < VW ? dim - d : VW;
-    vf acc[4];
+    int m = dim - d < VW ? dim - d : VW; /* below VW only where D is 1 */
+    vf acc[4][4];
 
 #pragma GCC unroll 4
-    for (int g = 0; g < G; g++)
-        acc[g] = v_zero();
+    for (int g = 0; g < G; g++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < D; i++)
+            acc[g][i] = v_zero();
+    }
     for (int key = 0; key < n; key++) {
         const char *row = v + ((size_t)key * (size_t)dim + (size_t)d) * esize;
-        vf vv = m == VW ? v_load_as(row, dt) : v_load_tail(row, dt, m);
+        vf vv[4];
 
 #pragma GCC unroll 4
-        for (int g = 0; g < G; g++)
-            acc[g] = v_fma(v_set1(weight[g * TILE + key]), vv, acc[g]);
+        for (int i = 0; i < D; i++)
+            vv[i] = D > 1 || m == VW ? v_load_as(row + (size_t)(i * VW) * esize, dt)
+                                     : v_load_tail(row, dt, m);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+            vf w = v_set1(weight[g * TILE + key]);
+
+#pragma GCC unroll 4
+            for (int i = 0; i < D; i++)
+                acc[g][i] = v_fma(w, vv[i], acc[g][i]);
+        }
     }
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++) {
         float *at = o + (int64_t)g * dim + d;
 
-        if (m == VW) {
-            v_store(at, v_fma(v_load(at), v_set1(keep[g]), acc[g]));
+        if (D > 1 || m == VW) {
+#pragma GCC unroll 4
+            for (int i = 0; i < D; i++)
+                v_store(at + i * VW, v_fma(v_load(at + i * VW), v_set1(keep[g]), acc[g][i]));
         } else {
             float lane[VW];
 
-            v_store(lane, v_fma(v_load_tail(at, DTYPE_F32, m), v_set1(keep[g]), acc[g]));
+            v_store(lane, v_fma(v_load_tail(at, DTYPE_F32, m), v_set1(keep[g]), acc[g][0]));
             memcpy(at, lane, sizeof(float) * (size_t)m);
         }
     }
 }
 
+#define VALUE_VECS (GEMM_OUTS >= 8 ? 4 : 2) /* 4 heads of 4 vectors in 32 registers, of 2 in 16 */
+
 VEC_FN void decode_values_all(float *o, const float *weight, const float *keep, const char *v,
                               int n, int dim, int group, const enum dtype dt)
 {
-    for (int d = 0; d < dim; d += VW) {
-        int g = 0;
+    for (int d = 0; d < dim;) {
+        int wide = d + VALUE_VECS * VW <= dim, g = 0;
 
-        for (; g + 4 <= group; g += 4)
-            decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt, 4);
-        for (; g < group; g++)
-            decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt, 1);
+        for (; g + 4 <= group; g += 4) {
+            if (wide)
+                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
+                              4, VALUE_VECS);
+            else
+                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
+                              4, 1);
+        }
+        for (; g < group; g++) {
+            if (wide)
+                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
+                              1, VALUE_VECS);
+            else
+                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
+                              1, 1);
+        }
+        d += wide ? VALUE_VECS * VW : VW;
     }
 }
 
@@ -212,14 +240,17 @@ VEC_FN void attn_decode_of(const struct attn_decode_args *a, const enum dtype dt
         k = kv_entry_page(&a->kv, run.index) +
             (size_t)(run.index % a->kv.page_entries) * (size_t)dim * esize;
         v = k + (size_t)a->kv.page_entries * (size_t)dim * esize;
-        decode_scores(score, k, a->q, a->group, run.n, dim, dt);
+        decode_scores(score, k, (size_t)(v - k), a->q, a->group, run.n, dim, dt);
         for (int g = 0; g < a->group; g++) {
             float *s = score + g * TILE;
 
-            for (int i = 0; i < run.n; i++) {
+            for (int i = 0; i < run.n; i++)
                 s[i] *= a->scale;
-                if (!kv_sees_decode(a->kv.geom, a->window[g], a->pos, run.pos + i))
-                    s[i] = -INFINITY;
+            /* Later keys of a run are seen if its first one is. */
+            for (int i = 0; i < run.n; i++) {
+                if (kv_sees_decode(a->kv.geom, a->window[g], a->pos, run.pos + i))
+                    break;
+                s[i] = -INFINITY;
             }
             keep[g] = decode_softmax(s, &a->state[g], run.n);
         }

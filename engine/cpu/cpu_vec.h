@@ -319,18 +319,22 @@ VEC_FN vf v_zero(void)
     return v_set1(0.0f);
 }
 
-/* Lanes added in the order of their index, so every instruction set of one width agrees. */
+/* The upper half added to the lower, again and again: one tree, however it is spelled. */
 VEC_FN float v_sum(vf x)
 {
-    float lane[VW], s = 0.0f;
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+#else
+    __m256 y = x;
+#endif
+    __m128 z = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 
-    v_store(lane, x);
-    for (int step = VW / 2; step > 0; step /= 2) {
-        for (int i = 0; i < step; i++)
-            lane[i] += lane[i + step];
-    }
-    s = lane[0];
-    return s;
+    z = _mm_add_ps(z, _mm_movehl_ps(z, z));
+    return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 
 VEC_FN float v_max_lane(vf x)
