@@ -66,14 +66,6 @@ struct work_item {
     int32_t page[MAX_PAGES];
 };
 
-static __device__ __forceinline__ float exp2_approx(float x)
-{
-    float y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* How many cache indices a decode row at `newest` reads. */
 static __device__ int indices_used(struct kv_geom g, int newest)
 {
@@ -267,7 +259,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
     int lane = threadIdx.x % WARP_LANES;
     struct turn t = {0, 0}, s = {0, 0};
     const T *pages = (const T *)a.pages;
-#if __CUDA_ARCH__ >= 900
+#if HAS_BULK_COPY
     uint64_t policy = policy_evict_first();
 #endif
 
@@ -282,7 +274,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
             T *k_dst = stages + s.at * 2 * TILE;
 
             barrier_wait(&bars->stage_empty[s.at], s.parity ^ 1);
-#if __CUDA_ARCH__ >= 900
+#if HAS_BULK_COPY
             if (lane == 0)
                 barrier_arrive_expect(&bars->stage_full[s.at], n * HEAD_DIM * 2 * sizeof(T));
 #endif
@@ -293,7 +285,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
                 const T *v_src = k_src + a.page_entries * HEAD_DIM;
 
                 run = a.page_entries - in_page < n - done ? a.page_entries - in_page : n - done;
-#if __CUDA_ARCH__ >= 900
+#if HAS_BULK_COPY
                 if (lane == 0) {
                     uint32_t n_bytes = run * HEAD_DIM * sizeof(T);
 
@@ -311,7 +303,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
                 }
 #endif
             }
-#if __CUDA_ARCH__ < 900
+#if !HAS_BULK_COPY
             barrier_arrive_on_copies(&bars->stage_full[s.at]);
 #endif
             __syncwarp(); /* the lanes wait for the next stage together */
@@ -790,7 +782,7 @@ attn_decode_split_kv(const __grid_constant__ attn_decode_args a)
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < a.n_stages; i++) {
-#if __CUDA_ARCH__ >= 900
+#if HAS_BULK_COPY
             barrier_init(&bars.stage_full[i], 1);
 #else
             barrier_init(&bars.stage_full[i], WARP_LANES);
@@ -805,8 +797,8 @@ attn_decode_split_kv(const __grid_constant__ attn_decode_args a)
             barrier_init(&bars.merge_full[i], N_WARPS);
             barrier_init(&bars.merge_empty[i], N_FINISHERS);
         }
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#if HAS_BULK_COPY
+        barrier_init_done();
 #endif
     }
     __syncthreads(); /* the barriers are ready */

@@ -47,14 +47,6 @@ struct prefill_job {
     const int32_t *table;     /* the head's pages */
 };
 
-static __device__ __forceinline__ float exp2_approx(float x)
-{
-    float y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* Finds tile `n`, counted over all chunks. False behind the last: the grid is an upper bound. */
 static __device__ bool job_find(const attn_prefill_args &a, int n, int head, prefill_job *j)
 {

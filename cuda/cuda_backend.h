@@ -130,6 +130,9 @@ int kv_copy_launch(struct cuda_backend *cb, const struct kv_copy_args *a, struct
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int sample_launch(struct cuda_backend *cb, const struct sample_args *a, struct err *err);
+/* Bytes a second of a streaming read, through registers and by bulk copies (0 before sm_90). */
+int cuda_read_bandwidth(struct cuda_backend *cb, size_t bytes, double *registers, double *bulk,
+                        struct err *err);
 int weight_random_launch(struct cuda_backend *cb, void *data, int64_t n, enum dtype dtype,
                          uint64_t seed, uint32_t stream, float scale, float offset,
                          struct err *err);

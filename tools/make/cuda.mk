@@ -2,7 +2,7 @@
 #
 # cuBLASLt (over 500 MB) is opened at run time, not linked: the daemon starts on machines without it.
 
-.PHONY: test-cuda bench-cuda dist
+.PHONY: test-cuda test-cuda-emu bench-cuda dist
 
 ifeq ($(HAVE_CUDA),1)
 
@@ -34,9 +34,35 @@ test-cuda: $(BIN)/spand-cuda-tests ## run the GPU suites; 77 and a message where
 bench-cuda: $(BIN)/spand-cuda-bench ## time the main kernels in GB/s
 	$(BIN)/spand-cuda-bench
 
+# The same suites with the kernels run by a CPU (tests/cuda/emu): slow, and no GPU is needed.
+EMU := $(OBJ)/emu
+EMU_OBJ := $(patsubst cuda/%.cu,$(EMU)/%.o,$(filter-out cuda/read_bandwidth.cu,$(CUDA_SRC))) \
+    $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_mem.o
+EMU_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -Wno-attributes -Itests/cuda/emu -I. -isystem $(CUDA_HOME)/include
+EMU_FILES := $(wildcard tests/cuda/emu/* tests/cuda/emu/cuda/* cuda/*.cuh cuda/*.h)
+
+$(EMU)/%.o: cuda/%.cu $(EMU_FILES)
+	$(call say,EMU,$<)
+	@mkdir -p $(@D)
+	$(Q)awk -f tests/cuda/emu/emu.awk $< > $(@:.o=.cc)
+	$(Q)$(CXX) $(EMU_FLAGS) -include tests/cuda/emu/emu.h -c -o $@ $(@:.o=.cc)
+
+$(EMU)/emu.o: tests/cuda/emu/emu.cc $(EMU_FILES)
+	$(call say,CXX,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(EMU_FLAGS) -c -o $@ $<
+
+$(BIN)/spand-cuda-emu-tests: $(CUDA_TEST_OBJ) $(EMU_OBJ) $(filter-out $(CUDA_OBJ),$(CUDA_NEED_OBJ))
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(shell pkg-config --libs check 2>/dev/null) $(LDLIBS)
+
+test-cuda-emu: $(BIN)/spand-cuda-emu-tests ## run the GPU suites with the kernels emulated on the CPU
+	CK_FORK=no $(BIN)/spand-cuda-emu-tests
+
 else
 
-test-cuda bench-cuda:
+test-cuda bench-cuda test-cuda-emu:
 	@echo "no CUDA compiler: nothing was built for a GPU" >&2; exit 77
 
 endif

@@ -1,0 +1,434 @@
+/*
+ * bench_cuda - the kernels that a decode step consists of, in GB/s and percent of a streaming read.
+ *
+ * Each figure is the median of graph replays; weights and pages are many times the L2. Bytes are
+ * what must be read: keys and values, or weights. Run with names (attn gemm prefill step) or all.
+ */
+#include "cuda/cuda_backend.h"
+#include "engine/model/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_REPLAYS 11
+#define MAX_BATCH 64
+
+static struct cuda_backend *cb;
+static double ceiling; /* bytes a second */
+
+static void die(const char *what, const struct err *err)
+{
+    fprintf(stderr, "%s: %s\n", what, err->msg);
+    exit(1);
+}
+
+static void check(cudaError_t rc, const char *what)
+{
+    if (rc != cudaSuccess) {
+        fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(rc));
+        exit(1);
+    }
+}
+
+static void *device_alloc(size_t bytes)
+{
+    struct err err = {0};
+    void *p;
+
+    if (cb->base.ops->alloc(&cb->base, &p, bytes, &err) < 0)
+        die("alloc", &err);
+    return p;
+}
+
+static void *device_copy(const void *host, size_t bytes)
+{
+    struct err err = {0};
+    void *p = device_alloc(bytes);
+
+    if (cb->base.ops->upload(&cb->base, p, host, bytes, &err) < 0)
+        die("upload", &err);
+    return p;
+}
+
+typedef int work_fn(void *arg, struct err *err);
+
+static int by_size(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* Median seconds of one replay of what `fn` queues. */
+static double time_graph(work_fn *fn, void *arg)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaEvent_t begin, end;
+    float ms[N_REPLAYS];
+    struct err err = {0};
+
+    check(cudaDeviceSynchronize(), "setting up");
+    if (fn(arg, &err) < 0) /* warm-up; takes what is taken at first use */
+        die("bench", &err);
+    check(cudaStreamSynchronize(cb->stream), "warm-up");
+    check(cudaStreamBeginCapture(cb->stream, cudaStreamCaptureModeRelaxed), "capture");
+    if (fn(arg, &err) < 0)
+        die("bench", &err);
+    check(cudaStreamEndCapture(cb->stream, &graph), "capture");
+    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+    check(cudaEventCreate(&begin), "event");
+    check(cudaEventCreate(&end), "event");
+    for (int i = 0; i < N_REPLAYS; i++) {
+        check(cudaEventRecord(begin, cb->stream), "event");
+        check(cudaGraphLaunch(exec, cb->stream), "launch");
+        check(cudaEventRecord(end, cb->stream), "event");
+        check(cudaEventSynchronize(end), "run");
+        check(cudaEventElapsedTime(&ms[i], begin, end), "event");
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    qsort(ms, N_REPLAYS, sizeof(ms[0]), by_size);
+    return ms[N_REPLAYS / 2] * 1e-3;
+}
+
+static void report(const char *name, double bytes, double seconds)
+{
+    printf("%-44s %9.1f us %8.1f GB/s %6.1f %%\n", name, seconds * 1e6, bytes / seconds * 1e-9,
+           bytes / seconds / ceiling * 100);
+    fflush(stdout);
+}
+
+/* A KV pool for n sequences of `len` positions, dense heads, pages in a scrambled order. */
+struct bench_kv {
+    struct kv_view view;
+    struct step_batch batch;
+    double bytes; /* of one layer's keys and values */
+};
+
+static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_kv, int dim, bool ragged)
+{
+    struct bench_kv b = {0};
+    int per_head = (len + 63) / 64, heads = n * n_layers * n_kv;
+    size_t n_pages = (size_t)heads * per_head, page_bytes = 2u * 64 * dim * 2;
+    int32_t *table = malloc(n_pages * 4), *base = malloc((size_t)heads * 4);
+    struct kv_geom *geom = malloc(sizeof(*geom) * heads);
+    int32_t *window = malloc(4u * n * n_layers * n_heads), pos[MAX_BATCH], slot[MAX_BATCH];
+    uint64_t state = 88172645463325252ull;
+
+    for (size_t i = 0; i < n_pages; i++)
+        table[i] = (int32_t)i;
+    for (size_t i = n_pages; i > 1; i--) {
+        int32_t t = table[i - 1];
+        size_t j;
+
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        j = state % i;
+        table[i - 1] = table[j];
+        table[j] = t;
+    }
+    for (int i = 0; i < heads; i++) {
+        base[i] = i * per_head;
+        geom[i] = (struct kv_geom){0, KV_RING_DENSE, KV_MASK_TOKEN};
+    }
+    for (int i = 0; i < n * n_layers * n_heads; i++)
+        window[i] = KV_WINDOW_ALL;
+    for (int i = 0; i < n; i++) {
+        slot[i] = i;
+        pos[i] = ragged ? len / 2 + i * (len / 2 - 1) / n : len - 1;
+        b.bytes += 4.0 * dim * n_kv * (pos[i] + 1);
+    }
+    b.view = (struct kv_view){.pages = device_alloc(n_pages * page_bytes), .page_bytes = page_bytes,
+                              .page_entries = 64, .head_dim = dim, .n_layers = n_layers,
+                              .n_heads = n_heads, .n_kv_heads = n_kv, .dtype = DTYPE_BF16,
+                              .page_table = device_copy(table, n_pages * 4),
+                              .head_base = device_copy(base, (size_t)heads * 4),
+                              .geom = device_copy(geom, sizeof(*geom) * heads),
+                              .window = device_copy(window, 4u * n * n_layers * n_heads)};
+    check(cudaMemset(b.view.pages, 0, n_pages * page_bytes), "memset");
+    b.batch = (struct step_batch){.n_rows = n, .n_decode = n,
+                                  .pos = device_copy(pos, 4u * n), .slot = device_copy(slot, 4u * n)};
+    free(table);
+    free(base);
+    free(geom);
+    free(window);
+    return b;
+}
+
+static void kv_free(struct bench_kv *b)
+{
+    const void *all[] = {b->view.pages, b->view.page_table, b->view.head_base, b->view.geom,
+                         b->view.window, b->batch.pos, b->batch.slot};
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        cudaFree((void *)all[i]);
+}
+
+struct attn_work {
+    struct attn_args a;
+    int n_calls;
+};
+
+static int run_attn(void *arg, struct err *err)
+{
+    struct attn_work *w = arg;
+    int rc = 0;
+
+    cb->base.ops->step_begin(&cb->base, w->a.batch, err);
+    for (int i = 0; i < w->n_calls && rc == 0; i++)
+        rc = cb->base.ops->attn(&cb->base, &w->a, err);
+    cb->in_step = false; /* step_end() would wait, which a capture must not */
+    return rc;
+}
+
+static void bench_attn(void)
+{
+    static const struct {
+        int heads, kv, dim, batch, len;
+        bool ragged;
+    } shapes[] = {
+        {32, 32, 128, 16, 4096, false}, {32, 32, 128, 32, 4096, false}, {32, 32, 128, 64, 4096, false},
+        {32, 32, 128, 16, 8192, false}, {32, 32, 128, 8, 16384, false}, {32, 32, 128, 1, 32768, false},
+        {32, 32, 128, 1, 4096, false},  {32, 32, 128, 32, 4096, true},  {32, 8, 128, 16, 4096, false},
+        {32, 8, 128, 32, 4096, false},  {32, 8, 128, 64, 8192, false},  {32, 8, 128, 8, 16384, false},
+        {32, 8, 128, 1, 32768, false},  {32, 16, 128, 32, 4096, false}, {64, 8, 128, 32, 4096, false},
+        {32, 8, 64, 64, 4096, false},   {12, 12, 64, 64, 4096, false},
+    };
+
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        int dim = shapes[i].dim, heads = shapes[i].heads, batch = shapes[i].batch;
+        struct bench_kv kv = kv_new(batch, shapes[i].len, 1, heads, shapes[i].kv, dim,
+                                    shapes[i].ragged);
+        size_t q_bytes = (size_t)batch * heads * dim * 2;
+        struct attn_work one = {.a = {.batch = &kv.batch, .kv = &kv.view, .n_heads = heads,
+                                      .n_kv_heads = shapes[i].kv, .head_dim = dim, .scale = 0.088f,
+                                      .q = device_alloc(q_bytes), .out = device_alloc(q_bytes)},
+                                .n_calls = 2};
+        struct attn_work many = one;
+        char name[96];
+        double few_s, many_s;
+
+        check(cudaMemset((void *)one.a.q, 0, q_bytes), "memset");
+        many.n_calls = 10; /* the difference leaves out the plan and the graph's own start */
+        few_s = time_graph(run_attn, &one);
+        many_s = time_graph(run_attn, &many);
+        snprintf(name, sizeof(name), "attn_decode %d/%d d%d %d x %d%s", heads, shapes[i].kv, dim, batch,
+                 shapes[i].len, shapes[i].ragged ? " ragged" : "");
+        report(name, kv.bytes, (many_s - few_s) / 8);
+        cudaFree((void *)one.a.q);
+        cudaFree(one.a.out);
+        kv_free(&kv);
+    }
+}
+
+#define GEMM_LAYERS 8
+
+struct gemm_work {
+    struct gemm_args a[4 * GEMM_LAYERS];
+    int n;
+};
+
+static int run_gemm(void *arg, struct err *err)
+{
+    struct gemm_work *w = arg;
+    int rc = 0;
+
+    for (int i = 0; i < w->n && rc == 0; i++)
+        rc = gemm_stream_launch(cb, &w->a[i], err);
+    return rc;
+}
+
+static void bench_gemm(void)
+{
+    static const struct {
+        const char *name;
+        int n_out, n_in;
+        enum gemm_epilogue epilogue;
+    } kinds[] = {{"qkv", 12288, 4096, GEMM_STORE}, {"o", 4096, 4096, GEMM_RESIDUAL},
+                 {"gate_up", 22016, 4096, GEMM_GATED}, {"down", 4096, 11008, GEMM_RESIDUAL}};
+    static const int batches[] = {1, 8, 16, 32, 64};
+    struct weight w[GEMM_LAYERS][4];
+    void *x = device_alloc((size_t)MAX_BATCH * 22016 * 2), *out = device_alloc((size_t)MAX_BATCH * 22016 * 2);
+    struct err err = {0};
+
+    check(cudaMemset(x, 0, (size_t)MAX_BATCH * 22016 * 2), "memset");
+    for (int l = 0; l < GEMM_LAYERS; l++) {
+        for (int k = 0; k < 4; k++) {
+            if (cb->base.ops->weight_random(&cb->base, &w[l][k], kinds[k].n_out, kinds[k].n_in,
+                                            DTYPE_BF16, true, 1, l * 4 + k, 0.02f, 0, &err) < 0)
+                die("weights", &err);
+        }
+    }
+    for (size_t b = 0; b < sizeof(batches) / sizeof(batches[0]); b++) {
+        struct gemm_work all = {.n = 0};
+        double all_bytes = 0;
+        char name[96];
+
+        for (int k = 0; k < 4; k++) {
+            struct gemm_work one = {.n = GEMM_LAYERS};
+            double bytes = 2.0 * kinds[k].n_out * kinds[k].n_in * GEMM_LAYERS;
+
+            for (int l = 0; l < GEMM_LAYERS; l++)
+                one.a[l] = (struct gemm_args){.x = x, .n_rows = batches[b], .w = &w[l][k],
+                                              .out = out, .epilogue = kinds[k].epilogue};
+            snprintf(name, sizeof(name), "gemm %s [%d,%d] batch %d", kinds[k].name, kinds[k].n_out,
+                     kinds[k].n_in, batches[b]);
+            report(name, bytes, time_graph(run_gemm, &one));
+            all_bytes += bytes;
+        }
+        for (int l = 0; l < GEMM_LAYERS; l++) {
+            for (int k = 0; k < 4; k++)
+                all.a[all.n++] = (struct gemm_args){.x = x, .n_rows = batches[b], .w = &w[l][k],
+                                                    .out = out, .epilogue = kinds[k].epilogue};
+        }
+        snprintf(name, sizeof(name), "gemm qkv, o, gate_up, down batch %d", batches[b]);
+        report(name, all_bytes, time_graph(run_gemm, &all));
+    }
+    for (int l = 0; l < GEMM_LAYERS; l++) {
+        for (int k = 0; k < 4; k++)
+            cb->base.ops->weight_free(&cb->base, &w[l][k]);
+    }
+    cudaFree(x);
+    cudaFree(out);
+}
+
+static int run_prefill(void *arg, struct err *err)
+{
+    return attn_prefill_launch(cb, arg, err);
+}
+
+static int run_blas(void *arg, struct err *err)
+{
+    return cuda_blas_gemm(cb, arg, err);
+}
+
+static void bench_prefill(void)
+{
+    enum { N = 4096, HEADS = 32, DIM = 128 };
+    struct bench_kv kv = kv_new(1, 64, 1, HEADS, HEADS, DIM, false);
+    struct step_chunk chunk = {0, 0, N, 0};
+    size_t bytes = (size_t)N * HEADS * DIM * 2;
+    struct attn_args a;
+    struct weight w;
+    struct gemm_args g;
+    struct err err = {0};
+    double s, flops = 2.0 * N * N * HEADS * DIM; /* 4 a pair, half of the pairs */
+
+    kv.batch.n_rows = N;
+    kv.batch.n_decode = 0;
+    kv.batch.n_chunks = 1;
+    kv.batch.chunks = device_copy(&chunk, sizeof(chunk));
+    a = (struct attn_args){.batch = &kv.batch, .kv = &kv.view, .n_heads = HEADS, .n_kv_heads = HEADS,
+                           .head_dim = DIM, .scale = 0.088f, .q = device_alloc(bytes),
+                           .k_chunk = device_alloc(bytes), .v_chunk = device_alloc(bytes),
+                           .out = device_alloc(bytes)};
+    check(cudaMemset((void *)a.q, 0, bytes), "memset");
+    check(cudaMemset((void *)a.k_chunk, 0, bytes), "memset");
+    check(cudaMemset((void *)a.v_chunk, 0, bytes), "memset");
+    s = time_graph(run_prefill, &a);
+    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "attn_prefill 32 x d128, 4096 rows", s * 1e6, flops / s * 1e-12);
+    if (cb->base.ops->weight_random(&cb->base, &w, 11008, 4096, DTYPE_BF16, true, 1, 1, 0.02f, 0, &err) < 0)
+        die("weights", &err);
+    g = (struct gemm_args){.x = a.q, .n_rows = 2048, .w = &w, .out = device_alloc((size_t)2048 * 11008 * 2),
+                           .epilogue = GEMM_STORE};
+    s = time_graph(run_blas, &g);
+    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "cublasLt [11008,4096] 2048 rows of zeros", s * 1e6,
+           2.0 * 2048 * 11008 * 4096 / s * 1e-12);
+    fflush(stdout);
+    kv_free(&kv);
+}
+
+struct step_work {
+    struct model *model;
+    struct bench_kv kv;
+};
+
+static int run_step(void *arg, struct err *err)
+{
+    struct step_work *w = arg;
+    int rc;
+
+    cb->base.ops->step_begin(&cb->base, &w->kv.batch, err);
+    rc = model_forward(w->model, &w->kv.batch, &w->kv.view, NULL, err);
+    cb->in_step = false;
+    return rc;
+}
+
+/* A whole decode step of a Llama-2-7B shape: weights and KV over the ceiling is the limit. */
+static void bench_step(void)
+{
+    static const int shapes[][2] = {{1, 1024}, {8, 4096}, {16, 4096}, {32, 4096}};
+    struct model_config c = {.model_type = "llama", .vocab_size = 32000, .dim = 4096, .n_layers = 32,
+                             .n_heads = 32, .n_kv_heads = 32, .head_dim = 128, .ffn_dim = 11008,
+                             .max_seq_len = 4096, .norm_eps = 1e-5f, .act = ACT_SILU};
+    struct model_params params = {.random_weights = true, .seed = 1, .dtype = DTYPE_BF16,
+                                  .max_rows = MAX_BATCH, .max_logits = MAX_BATCH};
+    struct step_work w = {0};
+    struct err err = {0};
+    int32_t rows[MAX_BATCH], tokens[MAX_BATCH];
+    double weights;
+
+    c.rope.kind = ROPE_DEFAULT;
+    c.rope.theta = 10000;
+    c.rope.factor = 1;
+    c.rope.dim = 128;
+    for (int i = 0; i < MAX_BATCH; i++)
+        rows[i] = tokens[i] = i;
+    for (int i = 0; i < c.n_layers; i++)
+        c.window[i] = KV_WINDOW_ALL;
+    if (model_open(&w.model, &c, &cb->base, &params, &err) < 0)
+        die("model", &err);
+    weights = (double)model_weight_bytes(w.model) - 2.0 * c.vocab_size * c.dim;
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        char name[96];
+
+        w.kv = kv_new(shapes[i][0], shapes[i][1], c.n_layers, 32, 32, 128, false);
+        w.kv.batch.n_logits = shapes[i][0];
+        w.kv.batch.logit_row = device_copy(rows, sizeof(rows));
+        w.kv.batch.token = device_copy(tokens, sizeof(tokens));
+        snprintf(name, sizeof(name), "step 7B %d x %d", shapes[i][0], shapes[i][1]);
+        report(name, weights + w.kv.bytes * c.n_layers, time_graph(run_step, &w));
+        kv_free(&w.kv);
+    }
+    model_close(w.model);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*fn)(void);
+    } all[] = {{"attn", bench_attn}, {"gemm", bench_gemm}, {"prefill", bench_prefill}, {"step", bench_step}};
+    struct backend_params params = {.device = "cuda", .dtype = DTYPE_BF16, .max_rows = 4096,
+                                    .max_dim = 22016, .max_vocab = 32000, .max_logits = MAX_BATCH,
+                                    .max_positions = 32768};
+    struct backend *be;
+    struct err err = {0};
+    double registers, bulk;
+
+    if (cuda_backend_open(&be, &params, &err) < 0) {
+        fprintf(stderr, "SKIP: %s\n", err.msg);
+        return 77;
+    }
+    cb = (struct cuda_backend *)be;
+    printf("%s\n", be->description);
+    if (cuda_read_bandwidth(cb, (size_t)4 << 30, &registers, &bulk, &err) < 0)
+        die("read", &err);
+    ceiling = registers > bulk ? registers : bulk;
+    printf("streaming read: %.1f GB/s through registers, %.1f by bulk copies\n", registers * 1e-9,
+           bulk * 1e-9);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        bool wanted = argc < 2;
+
+        for (int j = 1; j < argc; j++)
+            wanted = wanted || strcmp(argv[j], all[i].name) == 0;
+        if (wanted)
+            all[i].fn();
+    }
+    be->ops->close(be);
+    return 0;
+}
