@@ -122,7 +122,7 @@ void generation_stop(struct generation *g)
 
 bool generation_streams(const struct generation *g)
 {
-    return g->params.stream;
+    return !g->is_working && g->params.stream;
 }
 
 /* Choices */

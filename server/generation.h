@@ -81,6 +81,7 @@ void generation_abandon(struct generation *g);
 /* The server stops: cancels everything and tells the client. */
 void generation_stop(struct generation *g);
 
+/* Will the answer be a stream? False as long as that is not known. */
 bool generation_streams(const struct generation *g);
 
 #endif
