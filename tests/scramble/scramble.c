@@ -18,10 +18,12 @@
 
 #define N_REQUESTS      256
 #define N_AT_ONCE       32
-#define MAX_PROMPT      300
-#define MAX_NEW         160
+#define MAX_PROMPT      220
+#define MAX_NEW         110
 #define MIN_PREEMPTIONS 20
 #define POOL_PERCENT    40
+#define PAGE_ENTRIES    "16" /* small pages: sequences this short must grow often */
+#define PAGE_TOKENS     16
 #define SEED            20240811
 #define TIMEOUT_S       600
 
@@ -55,7 +57,7 @@ static void job_init(struct job *job, int i, int vocab_size)
 
     sampling_params_init(p);
     job->req.prompt = job->prompt;
-    job->req.n_prompt = draw(4) ? 1 + draw(100) : 1 + draw(MAX_PROMPT);
+    job->req.n_prompt = draw(5) ? 1 + draw(30) : 1 + draw(MAX_PROMPT);
     for (int k = 0; k < job->req.n_prompt; k++)
         job->prompt[k] = draw(vocab_size);
     p->max_tokens = 1 + draw(MAX_NEW);
@@ -172,8 +174,10 @@ static long long crowd_pool_bytes(const struct engine_info *info)
         int limit = jobs[i].req.n_prompt + jobs[i].req.sampling.max_tokens;
         long long heads = (long long)info->n_layers * info->n_kv_heads;
 
-        n_pages += heads * ((n + 63) / 64);
-        most = heads * ((limit + 63) / 64) > most ? heads * ((limit + 63) / 64) : most;
+        n_pages += heads * ((n + PAGE_TOKENS - 1) / PAGE_TOKENS);
+        most = heads * ((limit + PAGE_TOKENS - 1) / PAGE_TOKENS) > most
+                   ? heads * ((limit + PAGE_TOKENS - 1) / PAGE_TOKENS)
+                   : most;
     }
     n_pages = n_pages * N_AT_ONCE / N_REQUESTS * POOL_PERCENT / 100;
     return (n_pages > most ? n_pages : most) * (long long)info->page_bytes;
@@ -222,14 +226,15 @@ int main(int argc, char **argv)
 {
     const char *model = argc > 1 ? argv[1] : "tests/fixtures/engine/tiny";
     const char *plan = argc > 2 ? argv[2] : "dense";
-    char path[4200], pool[32];
+    char one[4200], index[4200], pool[32];
     struct engine_stats alone = {0}, crowd = {0};
     long long pool_bytes = 0;
     const char *weights;
     int n_bad;
 
-    snprintf(path, sizeof(path), "%s/model.safetensors", model);
-    weights = access(path, R_OK) == 0 ? "file" : "random";
+    snprintf(one, sizeof(one), "%s/model.safetensors", model);
+    snprintf(index, sizeof(index), "%s/model.safetensors.index.json", model);
+    weights = access(one, R_OK) == 0 || access(index, R_OK) == 0 ? "file" : "random";
     for (int i = 0; i < N_REQUESTS; i++) {
         collected_init(&jobs[i].alone);
         collected_init(&jobs[i].crowd);
@@ -238,7 +243,8 @@ int main(int argc, char **argv)
         const char *flags[] = {"--model",     model,  "--weights",        weights,
                                "--device",    "cpu",  "--plan",           plan,
                                "--max-batch", "1",    "--chunk-tokens",   "512",
-                               "--kv-memory", "1GiB", "--no-pin-threads", NULL};
+                               "--kv-memory", "1GiB", "--no-pin-threads", "--page-entries",
+                               PAGE_ENTRIES,  NULL};
 
         if (!run_engine(flags, 1, false, "alone", &alone, &pool_bytes))
             return 1;
@@ -248,7 +254,8 @@ int main(int argc, char **argv)
         const char *flags[] = {"--model",     model, "--weights",        weights,
                                "--device",    "cpu", "--plan",           plan,
                                "--max-batch", "32",  "--chunk-tokens",   "17",
-                               "--kv-memory", pool,  "--no-pin-threads", NULL};
+                               "--kv-memory", pool,  "--no-pin-threads", "--page-entries",
+                               PAGE_ENTRIES,  NULL};
 
         if (!run_engine(flags, N_AT_ONCE, true, "crowd", &crowd, &pool_bytes))
             return 1;

@@ -1,7 +1,7 @@
 # Engine: the scramble check.
 
 SCRAMBLE_OBJ := $(OBJ)/tests/scramble/scramble.o $(OBJ)/tests/engine/engine_fixture.o
-SCRAMBLE_MODEL ?= $(if $(wildcard models/demo-llama/model.safetensors),models/demo-llama,tests/fixtures/engine/tiny)
+SCRAMBLE_MODEL ?= $(if $(wildcard models/demo-llama/model*.safetensors),models/demo-llama,tests/fixtures/engine/tiny)
 SCRAMBLE_PLAN ?= dense
 
 $(BIN)/spand-scramble: $(SCRAMBLE_OBJ) $(CORE_OBJ)
