@@ -17,23 +17,29 @@ static int k_pad(int n_in)
     return (n_in + K_MULTIPLE - 1) / K_MULTIPLE * K_MULTIPLE;
 }
 
-/* Weight pairs of OUTS outputs: [n_in / 2, OUTS] of 32 bits; beyond outputs and n_in zeros. */
+/*
+ * Weight pairs of OUTS outputs: [k_pad / 2, OUTS] of 32 bits; beyond outputs and n_in zeros.
+ * Sixteen pairs at a time are transposed; each store's last words are overwritten by the next, and
+ * those of the very last lie in the panel or the sums behind, which are filled later.
+ */
 static void panel_fill(uint32_t *panel, const uint16_t *w, int o, int n, int n_in)
 {
-    int n_pairs = (n_in + 1) / 2;
+    const uint16_t *rows = w + (int64_t)o * n_in;
 
-    for (int i = 0; i < OUTS; i++) {
-        const uint16_t *row = w + (int64_t)(o + i) * n_in;
-        int p = 0;
+    for (int k = 0; k < n_in; k += 2 * VW) {
+        int left = n_in - k;
+        __mmask32 there = left >= 2 * VW ? 0xffffffffu : (1u << left) - 1;
+        vf r[VW];
 
-        if (i < n) {
-            for (; p < n_in / 2; p++)
-                memcpy(&panel[(int64_t)p * OUTS + i], row + 2 * p, 4);
-            if (n_in % 2)
-                panel[(int64_t)p++ * OUTS + i] = row[n_in - 1];
-        }
-        for (; p < n_pairs; p++)
-            panel[(int64_t)p * OUTS + i] = 0;
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++)
+            r[i] = i < n ? _mm512_castsi512_ps(
+                               _mm512_maskz_loadu_epi16(there, rows + (int64_t)i * n_in + k))
+                         : v_zero();
+        v_transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++)
+            v_store((float *)(panel + (int64_t)(k / 2 + i) * OUTS), r[i]);
     }
 }
 

@@ -192,25 +192,37 @@ VEC_FN void outer_sum(float *sum, int ld, const float *w, int64_t si, int64_t sk
     }
 }
 
-/* Rows o .. of w as f32 [n_in, GEMM_OUTS]; outputs beyond n are 0. */
+/*
+ * Rows o .. of w as f32 [n_in, GEMM_OUTS]; outputs beyond n are 0. With a transpose at hand VW
+ * values of all rows go at once: a store's last lanes are overwritten by the next store.
+ */
 VEC_FN void panel_fill(float *panel, const void *w, int o, int n, int n_in, const enum dtype dt)
 {
-    size_t esize = dtype_bytes(dt);
+    size_t esize = dtype_bytes(dt), row_bytes = (size_t)n_in * esize;
+    const char *rows = (const char *)w + (size_t)o * row_bytes;
+    int k0 = 0;
 
+#if defined(__AVX512F__)
+    for (; k0 + 2 * VW <= n_in; k0 += VW) { /* the last step is left to the plain loop */
+        vf r[VW];
+
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++)
+            r[i] =
+                i < n ? v_load_as(rows + (size_t)i * row_bytes + (size_t)k0 * esize, dt) : v_zero();
+        v_transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++)
+            v_store(panel + (int64_t)(k0 + i) * GEMM_OUTS, r[i]);
+    }
+#endif
     for (int i = 0; i < GEMM_OUTS; i++) {
-        const char *row = (const char *)w + (size_t)(o + i) * (size_t)n_in * esize;
-
-        if (i >= n) {
-            for (int k = 0; k < n_in; k++)
-                panel[(int64_t)k * GEMM_OUTS + i] = 0.0f;
-            continue;
-        }
-        for (int k = 0; k < n_in; k += VW) {
+        for (int k = k0; k < n_in; k += VW) {
             int m = n_in - k < VW ? n_in - k : VW;
+            const char *at = rows + (size_t)i * row_bytes + (size_t)k * esize;
             float lane[VW];
 
-            v_store(lane, m == VW ? v_load_as(row + (size_t)k * esize, dt)
-                                  : v_load_tail(row + (size_t)k * esize, dt, m));
+            v_store(lane, i >= n ? v_zero() : m == VW ? v_load_as(at, dt) : v_load_tail(at, dt, m));
             for (int j = 0; j < m; j++)
                 panel[(int64_t)(k + j) * GEMM_OUTS + i] = lane[j];
         }

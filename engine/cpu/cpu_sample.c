@@ -19,6 +19,8 @@
 #define GREEDY_BELOW 1e-5f /* temperatures below are 0: their inverse is no use in f32 */
 #define CUT_FIRST    2.0f  /* nats below the maximum of the first cut-off; doubled at each miss */
 #define CUT_LAST     256.0f
+#define CUT_HALVINGS 4   /* a pass each; collecting tokens costs as much as several */
+#define CUT_FEW      512 /* tokens that are cheap to collect */
 
 /* One thread's room. */
 struct sample_work {
@@ -89,24 +91,42 @@ static int prefix_cut(struct sample_cand *cand, int n, bool by_weight, uint64_t 
     return kept;
 }
 
-/* A cut-off that at least k tokens reach: not far below the k-th if the logits are ordinary. */
-static float cut_for_count(const struct cpu_kernels *kern, const float *x, int n, float max, int k)
+/* What a cut-off must keep: so many tokens, or so much weight. */
+struct cut_goal {
+    bool by_weight;
+    uint64_t measure;
+};
+
+static bool cut_keeps_enough(const struct cpu_kernels *kern, const float *x, int n, float max,
+                             float cut, struct cut_goal goal)
 {
-    for (float depth = CUT_FIRST; depth <= CUT_LAST; depth *= 2.0f) {
-        if (kern->count_ge(x, n, max - depth) >= k)
-            return max - depth;
-    }
-    return -INFINITY;
+    uint64_t kept =
+        goal.by_weight ? kern->weight_sum(x, n, max, cut) : (uint64_t)kern->count_ge(x, n, cut);
+
+    return kept >= goal.measure;
 }
 
-static float cut_for_weight(const struct cpu_kernels *kern, const float *x, int n, float max,
-                            uint64_t goal)
+/* A cut-off that reaches the goal, not far below the best one if the logits are ordinary. */
+static float cut_for(const struct cpu_kernels *kern, const float *x, int n, float max,
+                     struct cut_goal goal)
 {
-    for (float depth = CUT_FIRST; depth <= CUT_LAST; depth *= 2.0f) {
-        if (kern->weight_sum(x, n, max, max - depth) >= goal)
-            return max - depth;
+    float low = 0.0f, depth = CUT_FIRST; /* low does not reach the goal, depth will */
+
+    while (!cut_keeps_enough(kern, x, n, max, max - depth, goal)) {
+        if (depth >= CUT_LAST)
+            return -INFINITY;
+        low = depth;
+        depth *= 2.0f;
     }
-    return -INFINITY;
+    for (int i = 0; i < CUT_HALVINGS && kern->count_ge(x, n, max - depth) > CUT_FEW; i++) {
+        float mid = 0.5f * (low + depth);
+
+        if (cut_keeps_enough(kern, x, n, max, max - mid, goal))
+            depth = mid;
+        else
+            low = mid;
+    }
+    return max - depth;
 }
 
 /* floor(part * total), at least 1: a prefix is never empty. */
@@ -217,11 +237,13 @@ static int32_t draw(const struct cpu_kernels *kern, struct sample_work *w,
     if (!by_count && !by_weight && !(r->min_p > 0.0f))
         return draw_from_all(kern, w, u);
     if (by_count) {
-        cut = cut_for_count(kern, w->x, w->vocab_size, w->max, r->top_k);
+        cut = cut_for(kern, w->x, w->vocab_size, w->max,
+                      (struct cut_goal){.measure = (uint64_t)r->top_k});
     } else if (by_weight) {
         sum =
             w->x == w->raw ? w->raw_sum : kern->weight_sum(w->x, w->vocab_size, w->max, -INFINITY);
-        cut = cut_for_weight(kern, w->x, w->vocab_size, w->max, weight_goal(r->top_p, sum));
+        cut = cut_for(kern, w->x, w->vocab_size, w->max,
+                      (struct cut_goal){.by_weight = true, .measure = weight_goal(r->top_p, sum)});
     } else {
         cut = w->max + logf(r->min_p < 1.0f ? r->min_p : 1.0f) - 0.1f; /* a bit more, then exact */
     }
@@ -266,7 +288,8 @@ static void top_tokens(const struct cpu_kernels *kern, struct sample_work *w, in
     int n_want = n_top < w->vocab_size ? n_top : w->vocab_size, n = 0;
 
     if (n_want > 0) {
-        float cut = cut_for_count(kern, w->raw, w->vocab_size, w->raw_max, n_want);
+        float cut = cut_for(kern, w->raw, w->vocab_size, w->raw_max,
+                            (struct cut_goal){.measure = (uint64_t)n_want});
 
         n = kern->collect_ge(w->cand, w->raw, w->vocab_size, w->raw_max, cut);
         if (n > n_want)
