@@ -35,7 +35,7 @@ COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 CPPFLAGS += -I. -D_GNU_SOURCE $(PKG_CFLAGS)
 CFLAGS += -std=c11 $(OPT) -g -fno-omit-frame-pointer -ffp-contract=off $(WARN)
 LDFLAGS += -g
-LDLIBS += $(PKG_LIBS) -ldnnl -lpthread -lm
+LDLIBS += $(PKG_LIBS) -lpthread -lm
 
 ifneq ($(SAN),)
   SAN_FLAGS := -fsanitize=$(if $(filter address,$(SAN)),address$(comma)undefined,$(SAN)) -fno-sanitize-recover=undefined

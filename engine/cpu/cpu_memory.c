@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -18,7 +19,8 @@ void *cpu_memory_new(size_t bytes)
     size_t align = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 64;
     void *ptr;
 
-    if (bytes > SIZE_MAX - align)
+    /* Overcommit would grant what can never be touched. */
+    if (bytes / (size_t)sysconf(_SC_PAGESIZE) > (size_t)sysconf(_SC_PHYS_PAGES))
         return NULL;
     bytes = (bytes + align - 1) / align * align;
     ptr = aligned_alloc(align, bytes ? bytes : align);
