@@ -75,9 +75,6 @@ CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
 CONFIG_KEY(INT, queue_timeout_ms, "0", 0, 86400000, "ms",
            "How long a request may wait for a seat before it is refused with status 429. 0 means "
            "as long as the client stays.")
-CONFIG_KEY(BOOL, batch_invariant, "true", 0, 0, "",
-           "Gives a request the same tokens whatever it is batched with. Off, some kernels are "
-           "chosen by batch size, and results may differ in the last bit.")
 
 CONFIG_SECTION("Requests", "What clients may ask for, and what they get when they do not say.")
 

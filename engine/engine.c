@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/strbuf.h"
+#include "config/config.h"
 #include "engine/engine_open.h"
 #include "engine/engine_state.h"
 #include "engine/tokenizer/chat_template.h"
@@ -30,6 +31,7 @@ int engine_open(struct engine **out, const struct config *config, const struct e
         return err_set(err, ERR_NO_ROOM, "engine: out of memory");
     if (hooks)
         e->hooks = *hooks;
+    e->queue_timeout_ns = config->queue_timeout_ms * INT64_C(1000000);
     atomic_init(&e->cancel_pending, false);
     atomic_init(&e->closing, false);
     pthread_mutex_init(&e->mu, NULL);
@@ -260,21 +262,6 @@ static json_t *messages_to_json(const struct engine_message *messages, int n_mes
     return list;
 }
 
-/* Segments of the template may name special tokens, those of the messages may not. */
-static int encode_segments(const struct engine *e, const struct chat_prompt *prompt,
-                           struct token_ids *v, struct err *err)
-{
-    for (size_t i = 0; i < prompt->n_segments; i++) {
-        const struct chat_segment *seg = &prompt->segments[i];
-        int rc = tokenizer_encode(e->tokenizer, prompt->text + seg->at, seg->len, false,
-                                  seg->trusted, v, err);
-
-        if (rc < 0)
-            return rc;
-    }
-    return v->n ? 0 : err_set(err, ERR_INVALID, "the chat template renders to nothing");
-}
-
 int engine_chat_tokenize(const struct engine *e, const struct engine_message *messages,
                          int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
                          struct strbuf *prompt_text, struct err *err)
@@ -300,7 +287,9 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
         &(struct chat_args){.messages = list, .add_generation_prompt = add_generation_prompt},
         &prompt, err);
     if (rc == 0)
-        rc = encode_segments(e, &prompt, &v, err);
+        rc = chat_prompt_encode(&prompt, e->tokenizer, &v, err);
+    if (rc == 0 && v.n == 0)
+        rc = err_set(err, ERR_INVALID, "the chat template renders to nothing");
     if (rc < 0)
         goto out;
     if (prompt_text)

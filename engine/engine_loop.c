@@ -65,6 +65,26 @@ static bool cancel_flagged(struct engine *e, bool all)
     return cancel_in(e, &e->sched.waiting, all) || any;
 }
 
+/* Ends who waited too long for a first seat. Arrival order, so the first that may stay ends it. */
+static bool expire_waiting(struct engine *e)
+{
+    int64_t now_ns = e->queue_timeout_ns ? clock_ns() : 0;
+    bool any = false;
+
+    for (struct sched_seq *seq = e->sched.waiting.head, *next; now_ns && seq; seq = next) {
+        struct request *r = request_of(seq);
+
+        next = seq->next;
+        if (r->start_ns)
+            continue; /* preempted: it has its promise */
+        if (now_ns - r->submit_ns < e->queue_timeout_ns)
+            break;
+        finish(e, r, FINISH_ERROR, "no seat became free within queue_timeout_ms");
+        any = true;
+    }
+    return any;
+}
+
 static void add_logit_rows(struct engine *e, const struct sched_step *step)
 {
     sampler_begin(&e->sampler);
@@ -225,14 +245,15 @@ void *engine_loop(void *arg)
 
     pthread_mutex_lock(&e->mu);
     for (;;) {
-        bool canceled, ran;
+        bool ended, ran;
 
         drain_inbox(e);
-        canceled = atomic_exchange(&e->cancel_pending, false) && cancel_flagged(e, false);
+        ended = atomic_exchange(&e->cancel_pending, false) && cancel_flagged(e, false);
+        ended = expire_waiting(e) || ended;
         if (atomic_load(&e->closing))
             break;
         ran = run_step(e);
-        if ((ran || canceled) && outbox_n_listed(&e->outbox) > 0)
+        if ((ran || ended) && outbox_n_listed(&e->outbox) > 0)
             tell_outside(e);
         if (ran)
             continue;

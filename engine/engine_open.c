@@ -135,11 +135,12 @@ static int open_model(struct engine *e, const struct config *config, struct err 
 static int open_text(struct engine *e, const struct config *config, struct err *err)
 {
     char path[4200];
-    struct stat st;
-    int rc;
+    struct err absent = {0};
+    int rc = model_tokenizer_path(path, sizeof(path), config->model, &absent);
 
-    snprintf(path, sizeof(path), "%s/tokenizer.json", config->model);
-    if (config->weights != CONFIG_WEIGHTS_RANDOM || stat(path, &st) == 0) {
+    if (rc < 0 && config->weights != CONFIG_WEIGHTS_RANDOM)
+        return err_set(err, rc, "%s", absent.msg);
+    if (rc == 0) {
         rc = tokenizer_open(&e->tokenizer, path, err);
         if (rc < 0)
             return rc;

@@ -50,6 +50,7 @@ struct engine {
     struct request_env env;
     pthread_t thread;
     bool thread_started;
+    int64_t queue_timeout_ns; /* 0: none */
 
     /* Shared, each with its own lock. */
     struct ring_queue inbox; /* of struct request * */

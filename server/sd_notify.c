@@ -1,6 +1,7 @@
 /*
  * sd_notify - the datagrams. A name that starts with @ is an abstract socket. A message that
- * cannot be sent is lost on purpose: the daemon must not stop because nobody listens.
+ * cannot be sent in time is lost on purpose: the daemon must not stop because nobody listens. But a
+ * lost READY=1 would make the service manager kill a healthy daemon, so that one waits.
  */
 #include "server/sd_notify.h"
 
@@ -10,13 +11,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-void sd_notify_send(const char *fmt, ...)
+#define PATIENCE_S 5
+
+void sd_notify_send(enum sd_notify_kind kind, const char *fmt, ...)
 {
     const char *name = getenv("NOTIFY_SOCKET");
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct timeval patience = {.tv_sec = PATIENCE_S};
     char text[512];
     socklen_t len;
     va_list ap;
@@ -36,7 +41,10 @@ void sd_notify_send(const char *fmt, ...)
     fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return;
-    sendto(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&addr, len);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    sendto(fd, text, strlen(text),
+           MSG_NOSIGNAL | (kind == SD_NOTIFY_MAY_DROP ? MSG_DONTWAIT : 0),
+           (struct sockaddr *)&addr, len);
     close(fd);
 }
 

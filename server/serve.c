@@ -23,6 +23,7 @@
 #include <string.h>
 
 #define DRAIN_CHECK_MS 20
+#define PROGRESS_MS    INT64_C(1000)
 #define CUT_AFTER_MS   2000 /* for clients to take the error; then their connections are cut */
 
 enum stop_phase { STOP_NOT, STOP_DRAINING, STOP_CANCELED, STOP_CUT };
@@ -37,7 +38,7 @@ struct serve {
     uv_timer_t drain, watchdog;
     enum stop_phase phase;
     int64_t phase_since_ns;
-    int n_seen_pct; /* of loading, last told to systemd */
+    int64_t load_since_ns, load_told_ns; /* progress is told once a PROGRESS_MS */
 };
 
 static void enter(struct serve *s, enum stop_phase phase)
@@ -76,7 +77,7 @@ static void on_signal(uv_signal_t *handle, int signo)
     if (s->phase == STOP_NOT) {
         log_info("%s: finishing %d requests", signo == SIGINT ? "SIGINT" : "SIGTERM",
                  s->bridge.n_generations);
-        sd_notify_send("STOPPING=1\nSTATUS=finishing %d requests", s->bridge.n_generations);
+        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "STOPPING=1\nSTATUS=finishing %d requests", s->bridge.n_generations);
         http_server_drain(&s->http);
         enter(s, STOP_DRAINING);
         uv_timer_start(&s->drain, on_drain, 0, DRAIN_CHECK_MS);
@@ -94,7 +95,8 @@ static void on_watchdog(uv_timer_t *timer)
 
     engine_get_stats(s->engine, &stats);
     if (engine_bridge_is_alive(&s->bridge, &stats))
-        sd_notify_send("WATCHDOG=1\nSTATUS=serving: %lld running, %lld waiting",
+        sd_notify_send(SD_NOTIFY_MAY_DROP,
+                       "WATCHDOG=1\nSTATUS=serving: %lld running, %lld waiting",
                        (long long)stats.n_running, (long long)stats.n_waiting);
 }
 
@@ -102,13 +104,17 @@ static void on_progress(void *arg, const char *what, size_t done, size_t total)
 {
     struct serve *s = arg;
     int pct = total ? (int)(100.0 * done / total) : 0;
+    int64_t now_ns = clock_ns();
 
-    if (pct / 5 == s->n_seen_pct / 5)
+    if (!s->load_since_ns)
+        s->load_since_ns = s->load_told_ns = now_ns;
+    if (now_ns - s->load_told_ns < PROGRESS_MS * 1000000)
         return;
-    s->n_seen_pct = pct;
+    s->load_told_ns = now_ns;
     /* A large model loads for longer than systemd's default patience. */
-    sd_notify_send("STATUS=loading: %s %d%%\nEXTEND_TIMEOUT_USEC=60000000", what, pct);
-    log_debug("%s: %d%%", what, pct);
+    sd_notify_send(SD_NOTIFY_MAY_DROP, "STATUS=loading: %s %d%%\nEXTEND_TIMEOUT_USEC=60000000", what,
+                   pct);
+    log_info("loading: %s %d%% after %.1f s", what, pct, (now_ns - s->load_since_ns) * 1e-9);
 }
 
 static void fill_limits(struct serve *s)
@@ -217,7 +223,7 @@ int serve_run(const struct config *config, struct err *err)
     rc = open_all(&s, err);
     if (rc == 0) {
         print_welcome(&s);
-        sd_notify_send("READY=1\nSTATUS=serving %s on %s", s.http.info->model_id, s.http.address);
+        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=serving %s on %s", s.http.info->model_id, s.http.address);
         uv_run(&s.uv, UV_RUN_DEFAULT);
         log_info("stopped");
     }

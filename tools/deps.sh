@@ -2,7 +2,7 @@
 # Installs the Debian packages that are missing: deps.sh build|test.
 # Says what it installs before it does; asks for sudo only when it does not run as root.
 set -eu
-build='gcc make pkg-config libmicrohttpd-dev libuv1-dev libjansson-dev libpcre2-dev libutf8proc-dev libdnnl-dev'
+build='gcc make pkg-config libmicrohttpd-dev libuv1-dev libjansson-dev libpcre2-dev libutf8proc-dev'
 test='check curl python3 python3-venv'
 case ${1:-build} in
 build) want=$build ;;

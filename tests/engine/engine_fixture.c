@@ -12,7 +12,7 @@
 
 #define MAX_FLAGS 64
 
-struct engine *fixture_open(const char *const *flags, const struct engine_hooks *hooks)
+struct engine *engine_fixture_open(const char *const *flags, const struct engine_hooks *hooks)
 {
     struct config config = {0};
     struct err err = {0};
@@ -94,7 +94,7 @@ void collected_add(void *arg, const struct engine_event *event)
         c->broken = c->broken || c->n_tokens != c->n_completion_tokens;
 }
 
-bool fixture_wait(struct engine *e, const struct collected *c, int timeout_s)
+bool engine_fixture_wait(struct engine *e, const struct collected *c, int timeout_s)
 {
     int64_t end_ns = clock_ns() + timeout_s * (int64_t)1000000000;
 
@@ -107,7 +107,7 @@ bool fixture_wait(struct engine *e, const struct collected *c, int timeout_s)
     return true;
 }
 
-bool fixture_run(struct engine *e, const struct engine_request *req, struct collected *c)
+bool engine_fixture_run(struct engine *e, const struct engine_request *req, struct collected *c)
 {
     struct engine_request mine = *req;
     struct err err = {0};
@@ -119,7 +119,7 @@ bool fixture_run(struct engine *e, const struct engine_request *req, struct coll
         fprintf(stderr, "submit: %s\n", err.msg);
         return false;
     }
-    return fixture_wait(e, c, 50);
+    return engine_fixture_wait(e, c, 50);
 }
 
 static bool same_token(const struct engine_token *a, const struct engine_token *b)

@@ -11,7 +11,7 @@
 
 /* Opens an engine by flags as on the command line, NULL-terminated; "--model DIR" and so on.
  * Prints the error and returns NULL when it cannot. */
-struct engine *fixture_open(const char *const *flags, const struct engine_hooks *hooks);
+struct engine *engine_fixture_open(const char *const *flags, const struct engine_hooks *hooks);
 
 /* All that was told of one request. Zero-initialise but for `text`. */
 struct collected {
@@ -36,10 +36,10 @@ void collected_release(struct collected *c);
 void collected_add(void *arg, const struct engine_event *event);
 
 /* Polls until *c has its final event. False after timeout_s. */
-bool fixture_wait(struct engine *e, const struct collected *c, int timeout_s);
+bool engine_fixture_wait(struct engine *e, const struct collected *c, int timeout_s);
 
 /* Submits and waits. */
-bool fixture_run(struct engine *e, const struct engine_request *req, struct collected *c);
+bool engine_fixture_run(struct engine *e, const struct engine_request *req, struct collected *c);
 
 bool collected_same(const struct collected *a, const struct collected *b);
 

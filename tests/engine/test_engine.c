@@ -28,7 +28,7 @@ static struct engine *open_with(const char *const *more, const struct engine_hoo
 
     for (int i = 0; more && more[i]; i++)
         flags[n++] = more[i];
-    e = fixture_open(flags, hooks);
+    e = engine_fixture_open(flags, hooks);
     ck_assert_ptr_nonnull(e);
     return e;
 }
@@ -53,7 +53,7 @@ static struct engine_request greedy(int max_tokens)
 
 static void run(struct engine *e, const struct engine_request *req, struct collected *c)
 {
-    ck_assert(fixture_run(e, req, c));
+    ck_assert(engine_fixture_run(e, req, c));
     ck_assert(!c->broken);
     ck_assert_int_eq(c->n_final, 1);
 }
@@ -501,11 +501,38 @@ START_TEST(engine__bounds_its_queue)
     req.user = &c[7];
     ck_assert_int_eq(engine_submit(e, &req, &id, &err), ERR_LIMIT);
     for (int i = 0; i < 7; i++)
-        ck_assert(fixture_wait(e, &c[i], 30));
+        ck_assert(engine_fixture_wait(e, &c[i], 30));
     collected_init(&c[7]);
     ck_assert_int_eq(engine_submit(e, &req, &id, &err), 0);
-    ck_assert(fixture_wait(e, &c[7], 30));
+    ck_assert(engine_fixture_wait(e, &c[7], 30));
     for (int i = 0; i < 8; i++)
+        collected_release(&c[i]);
+    engine_close(e);
+}
+END_TEST
+
+/* Who gets no seat in time ends with an error and without a start; who runs is left alone. */
+START_TEST(engine__ends_who_waits_too_long)
+{
+    static const char *const more[] = {"--max-batch", "1", "--queue-timeout-ms", "20", NULL};
+    struct engine *e = open_with(more, NULL);
+    struct engine_request req = greedy(900);
+    static struct collected c[2];
+    struct err err = {0};
+    uint64_t id;
+
+    for (int i = 0; i < 2; i++) {
+        collected_init(&c[i]);
+        req.user = &c[i];
+        ck_assert_int_eq(engine_submit(e, &req, &id, &err), 0);
+    }
+    for (int i = 0; i < 2; i++)
+        ck_assert(engine_fixture_wait(e, &c[i], 30));
+    ck_assert_int_eq(c[0].finish, FINISH_LENGTH);
+    ck_assert_int_eq(c[1].finish, FINISH_ERROR);
+    ck_assert_int_eq(c[1].start_ns, 0);
+    ck_assert_int_eq(c[1].n_tokens, 0);
+    for (int i = 0; i < 2; i++)
         collected_release(&c[i]);
     engine_close(e);
 }
@@ -533,12 +560,12 @@ START_TEST(engine__cancels_at_every_state)
     req.user = &c[1];
     ck_assert_int_eq(engine_submit(e, &req, &id[1], &err), 0);
     engine_cancel(e, id[1]); /* waits behind the first */
-    ck_assert(fixture_wait(e, &c[1], 30));
+    ck_assert(engine_fixture_wait(e, &c[1], 30));
     ck_assert_int_eq(c[1].finish, FINISH_CANCELED);
     ck_assert_int_eq(c[1].n_tokens, 0);
     ck_assert_int_eq(c[0].n_final, 0);
     engine_cancel(e, id[0]);
-    ck_assert(fixture_wait(e, &c[0], 30));
+    ck_assert(engine_fixture_wait(e, &c[0], 30));
     ck_assert_int_eq(c[0].finish, FINISH_CANCELED);
     ck_assert_int_gt(c[0].n_tokens, 0);
     req.prompt = long_prompt;
@@ -546,7 +573,7 @@ START_TEST(engine__cancels_at_every_state)
     req.user = &c[2];
     ck_assert_int_eq(engine_submit(e, &req, &id[2], &err), 0);
     engine_cancel(e, id[2]); /* its prompt takes a hundred steps */
-    ck_assert(fixture_wait(e, &c[2], 30));
+    ck_assert(engine_fixture_wait(e, &c[2], 30));
     ck_assert_int_eq(c[2].finish, FINISH_CANCELED);
     ck_assert_int_eq(c[2].n_tokens, 0);
     for (int i = 0; i < 3; i++)
@@ -812,7 +839,7 @@ START_TEST(engine__refuses_a_bad_config)
 
     for (int i = 0; i < 5 && bad_configs[_i].flags[i]; i++)
         flags[6 + i] = bad_configs[_i].flags[i];
-    ck_assert_ptr_null(fixture_open(flags, NULL));
+    ck_assert_ptr_null(engine_fixture_open(flags, NULL));
 }
 END_TEST
 
@@ -852,6 +879,7 @@ TEST_SUITE(engine)
     tcase_add_test(tc, engine__refuses_bad_parameters);
     tcase_add_test(tc, engine__refuses_what_never_fits);
     tcase_add_test(tc, engine__bounds_its_queue);
+    tcase_add_test(tc, engine__ends_who_waits_too_long);
     tcase_add_test(tc, engine__cancels_at_every_state);
     tcase_add_test(tc, engine__waits_for_no_poller);
     tcase_add_test(tc, engine__serves_many_threads);

@@ -196,7 +196,7 @@ static void print_stats(const char *what, const struct engine_stats *s, int64_t 
 static bool run_engine(const char *const *flags, int n_at_once, bool crowd, const char *what,
                        struct engine_stats *stats, long long *pool_bytes)
 {
-    struct engine *e = fixture_open(flags, NULL);
+    struct engine *e = engine_fixture_open(flags, NULL);
     int64_t start_ns;
     bool ok;
 

@@ -178,14 +178,14 @@ START_TEST(sd_notify__sends_a_datagram)
     int fd = notify_socket(path, sizeof(path));
 
     setenv("NOTIFY_SOCKET", path, 1);
-    sd_notify_send("READY=1\nSTATUS=%d", 5);
+    sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=%d", 5);
     ck_assert_int_gt(recv(fd, text, sizeof(text) - 1, MSG_DONTWAIT), 0);
     ck_assert_str_eq(text, "READY=1\nSTATUS=5");
     close(fd);
     unlink(path);
-    sd_notify_send("READY=1"); /* nobody listens: nothing happens */
+    sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1"); /* nobody listens: nothing happens */
     unsetenv("NOTIFY_SOCKET");
-    sd_notify_send("READY=1");
+    sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1");
 }
 END_TEST
 
