@@ -8,9 +8,9 @@
  *
  * Work     one CTA per (tile of 64 positions, query head), longest first; 4 warps of 16 rows each
  * Tile     64 x 64, cut by absolute position and visited in ascending order: a row's bits do not
- *          depend on where its chunk begins. Tiles that no row sees are neither loaded nor computed,
- *          and a position that no row of the tile may see is not read: it may be gone from the ring.
- * Overlap  one buffer of K and one of V: K of the next tile loads during softmax and PV, V during QK
+ *          depend on where its chunk begins. Tiles that no row sees are neither loaded nor
+ *          computed, and a position that no row of the tile may see is not read: it may be gone.
+ * Overlap  one buffer of K, one of V: the next K loads during softmax and PV, the next V during QK
  * Bound    tensor cores: 4 * head_dim FLOP a visible pair; mma.sync reaches some 60 % on sm_90
  * Measured see SPEED.md
  * Limits   head_dim 32, 64, 80, 96, 128, 256. f32: CUDA cores, a warp per row, for parity only
@@ -19,9 +19,9 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
 
-#define TILE          64 /* == KV_TILE: BLOCK masks are then uniform over a tile of keys */
-#define N_WARPS       4
-#define N_THREADS     (N_WARPS * WARP_LANES)
+#define TILE      64 /* == KV_TILE: BLOCK masks are then uniform over a tile of keys */
+#define N_WARPS   4
+#define N_THREADS (N_WARPS * WARP_LANES)
 
 static_assert(TILE == KV_TILE, "tiles of keys are blocks of the mask");
 
@@ -39,12 +39,12 @@ struct attn_prefill_args {
 
 /* The part of a chunk that one CTA (f32: one warp) works on, and what its rows may see. */
 struct prefill_job {
-    int row0, pos0;           /* of the chunk */
-    int tile;                 /* query positions TILE * tile .. */
-    int first, last;          /* query positions of the tile that the chunk has */
+    int row0, pos0;  /* of the chunk */
+    int tile;        /* query positions TILE * tile .. */
+    int first, last; /* query positions of the tile that the chunk has */
     int window;
     struct kv_geom geom;
-    const int32_t *table;     /* the head's pages */
+    const int32_t *table; /* the head's pages */
 };
 
 /* Finds tile `n`, counted over all chunks. False behind the last: the grid is an upper bound. */
@@ -146,7 +146,7 @@ static __device__ __forceinline__ bool tile_is_full(const prefill_job &j, int ke
 /* CTA -> (tile of rows, head); warp -> 16 rows; fragments as in mma16816. */
 template <typename T, int HEAD_DIM>
 static __global__ void __launch_bounds__(N_THREADS)
-attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
+    attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
 {
     constexpr int STRIDE = HEAD_DIM + 8; /* an odd number of 16-byte pieces: no bank conflicts */
     constexpr int PIECES = HEAD_DIM / 8, N_K16 = HEAD_DIM / 16, N_N8 = HEAD_DIM / 8;
@@ -158,7 +158,8 @@ attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
     __shared__ bool there;
     T *q_tile = (T *)smem, *k_tile = q_tile + TILE * STRIDE, *v_tile = k_tile + TILE * STRIDE;
     int head = blockIdx.x, kv_head = head / (a.n_heads / a.n_kv_heads);
-    int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES, g = lane / 4, t4 = lane % 4;
+    int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES, g = lane / 4,
+        t4 = lane % 4;
     int matrix = lane / 8, in_matrix = lane % 8; /* which row address this lane gives to ldmatrix */
     float o[N_N8][4], m[2] = {-INFINITY, -INFINITY}, d[2] = {0, 0};
     uint32_t qf[Q_IN_REGS ? N_K16 : 1][4];
@@ -301,7 +302,8 @@ attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
         __syncthreads(); /* V of this tile is there */
 #pragma unroll
         for (int k = 0; k < TILE / 16; k++) {
-            uint32_t pf[4] = {pack2<T>(s[2 * k][0], s[2 * k][1]), pack2<T>(s[2 * k][2], s[2 * k][3]),
+            uint32_t pf[4] = {pack2<T>(s[2 * k][0], s[2 * k][1]),
+                              pack2<T>(s[2 * k][2], s[2 * k][3]),
                               pack2<T>(s[2 * k + 1][0], s[2 * k + 1][1]),
                               pack2<T>(s[2 * k + 1][2], s[2 * k + 1][3])};
 
@@ -310,7 +312,8 @@ attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
                 uint32_t vf[4];
 
                 /* keys 16k + 0..7 and 8..15 of dims 16n + 0..7, then of dims 16n + 8..15 */
-                load_matrix4_trans(vf, smem_addr(v_tile + (k * 16 + in_matrix + matrix % 2 * 8) * STRIDE +
+                load_matrix4_trans(vf, smem_addr(v_tile +
+                                                 (k * 16 + in_matrix + matrix % 2 * 8) * STRIDE +
                                                  n * 16 + matrix / 2 * 8));
                 mma16816<T>(o[2 * n], pf, vf[0], vf[1]);
                 mma16816<T>(o[2 * n + 1], pf, vf[2], vf[3]);
@@ -343,7 +346,7 @@ attn_prefill_flash(const __grid_constant__ attn_prefill_args a)
 
 /* CTA -> (tile of rows, head); warp -> rows in turn, 32 keys of an absolute position at a time */
 static __global__ void __launch_bounds__(N_THREADS)
-attn_prefill_f32(const __grid_constant__ attn_prefill_args a, int head_dim)
+    attn_prefill_f32(const __grid_constant__ attn_prefill_args a, int head_dim)
 {
     __shared__ float q[N_WARPS][F32_MAX_DIM];
     __shared__ prefill_job job;
@@ -372,8 +375,8 @@ attn_prefill_f32(const __grid_constant__ attn_prefill_args a, int head_dim)
             bool seen = kv_sees_prompt(job.geom, job.window, pos, p), chunk = false;
             int64_t row = seen ? row_offset(a, job, kv_head, head_dim, p, &chunk) : 0;
             const float *k = (chunk ? (const float *)a.k_chunk : (const float *)a.pages) + row;
-            const float *v = chunk ? (const float *)a.v_chunk + row
-                                   : (const float *)a.pages + v_in_page + row;
+            const float *v =
+                chunk ? (const float *)a.v_chunk + row : (const float *)a.pages + v_in_page + row;
             float s = 0, top, shrink;
 
             for (int i = 0; seen && i < head_dim; i++)
@@ -390,7 +393,8 @@ attn_prefill_f32(const __grid_constant__ attn_prefill_args a, int head_dim)
                 o[i] *= shrink;
             for (int key = 0; key < WARP_LANES; key++) {
                 float w = __shfl_sync(0xffffffffu, s, key);
-                const float *src = (const float *)__shfl_sync(0xffffffffu, (unsigned long long)v, key);
+                const float *src =
+                    (const float *)__shfl_sync(0xffffffffu, (unsigned long long)v, key);
 
                 if (w == 0) /* also rows that are not there */
                     continue;
@@ -408,7 +412,8 @@ attn_prefill_f32(const __grid_constant__ attn_prefill_args a, int head_dim)
 }
 
 template <typename T, int HEAD_DIM>
-static int flash_start(struct cuda_backend *cb, const attn_prefill_args *k, dim3 grid, struct err *err)
+static int flash_start(struct cuda_backend *cb, const attn_prefill_args *k, dim3 grid,
+                       struct err *err)
 {
     int smem = 3 * TILE * (HEAD_DIM + 8) * (int)sizeof(T);
 
@@ -436,8 +441,8 @@ static int flash_dim(struct cuda_backend *cb, const attn_prefill_args *k, dim3 g
     case 256:
         return flash_start<T, 256>(cb, k, grid, err);
     }
-    return err_set(err, ERR_UNSUPPORTED,
-                   "attn: head_dim %d, built are 32, 64, 80, 96, 128 and 256", head_dim);
+    return err_set(err, ERR_UNSUPPORTED, "attn: head_dim %d, built are 32, 64, 80, 96, 128 and 256",
+                   head_dim);
 }
 
 int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
@@ -445,7 +450,8 @@ int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *p, stru
     const struct step_batch *b = p->batch;
     int n_rows = b->n_rows - b->n_decode;
     struct attn_prefill_args k = {};
-    /* A chunk of n rows touches at most n / TILE + 2 tiles: the device alone knows where it begins. */
+    /* A chunk of n rows touches at most n / TILE + 2 tiles: the device alone knows where it begins.
+     */
     dim3 grid(p->n_heads, n_rows / TILE + 2 * b->n_chunks);
 
     if (n_rows == 0)

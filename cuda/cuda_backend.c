@@ -2,8 +2,8 @@
  * cuda_backend - opens a GPU, owns its stream and scratch memory, and spells each op as launches.
  *
  * Decode rows and prompt rows never share a product: decode rows go through gemm.cu, whose sums are
- * cut by the shape alone, prompt rows through cuBLASLt with one algorithm a shape. So a row's result
- * does not depend on the rest of its step. Engine thread only.
+ * cut by the shape alone, prompt rows through cuBLASLt with one algorithm a shape. So a row's
+ * result does not depend on the rest of its step. Engine thread only.
  */
 #include "cuda/cuda_backend.h"
 
@@ -36,8 +36,9 @@ int cuda_check_matrix(const struct cuda_backend *cb, const struct weight *w, con
                       struct err *err)
 {
     if (w->dtype != cb->base.act_dtype)
-        return err_set(err, ERR_UNSUPPORTED, "%s: weights are %s, the CUDA backend was opened for %s",
-                       name, dtype_name(w->dtype), dtype_name(cb->base.act_dtype));
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s: weights are %s, the CUDA backend was opened for %s", name,
+                       dtype_name(w->dtype), dtype_name(cb->base.act_dtype));
     if (w->n_in % 8)
         return err_set(err, ERR_UNSUPPORTED, "%s: %d inputs, want a multiple of 8", name, w->n_in);
     return 0;
@@ -104,10 +105,11 @@ static int project(struct cuda_backend *cb, const struct step_batch *b, const vo
                    const struct weight *w, const struct weight *bias, void *out,
                    enum gemm_epilogue epilogue, struct err *err)
 {
-    struct gemm_args decode = {.x = x, .n_rows = b->n_decode, .w = w, .bias = bias, .out = out,
-                               .epilogue = epilogue};
+    struct gemm_args decode = {
+        .x = x, .n_rows = b->n_decode, .w = w, .bias = bias, .out = out, .epilogue = epilogue};
     struct gemm_args prompt = {.x = row_at(cb, x, b->n_decode, w->n_in),
-                               .n_rows = b->n_rows - b->n_decode, .w = w,
+                               .n_rows = b->n_rows - b->n_decode,
+                               .w = w,
                                .out = row_at(cb, out, b->n_decode, w->n_out),
                                .epilogue = epilogue};
     int rc = gemm_stream_launch(cb, &decode, err);
@@ -131,7 +133,8 @@ static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct e
     if (rc == 0)
         rc = norm_launch(cb, &a->norm, a->dim, a->x, NULL, a->batch->n_rows, cb->scratch_norm, err);
     if (rc == 0) /* the bias is added by rope, in f32 */
-        rc = project(cb, a->batch, cb->scratch_norm, a->wqkv, NULL, cb->scratch_wide, GEMM_STORE, err);
+        rc = project(cb, a->batch, cb->scratch_norm, a->wqkv, NULL, cb->scratch_wide, GEMM_STORE,
+                     err);
     if (rc == 0)
         rc = rope_launch(cb, a, cb->scratch_wide, err);
     return rc;
@@ -181,11 +184,19 @@ static int op_attn_out(struct backend *be, const struct attn_out_args *a, struct
 /* Activation and bias happen in the epilogue; scratch_wide holds the inner rows. */
 static int ffn_decode(struct cuda_backend *cb, const struct ffn_args *a, struct err *err)
 {
-    struct gemm_args in = {.x = cb->scratch_norm, .n_rows = a->batch->n_decode, .w = a->w_in,
-                           .bias = a->b_in, .out = cb->scratch_wide,
-                           .epilogue = a->gated ? GEMM_GATED : GEMM_ACT, .act = a->act};
-    struct gemm_args down = {.x = cb->scratch_wide, .n_rows = a->batch->n_decode, .w = a->w_down,
-                             .bias = a->b_down, .out = a->x, .epilogue = GEMM_RESIDUAL};
+    struct gemm_args in = {.x = cb->scratch_norm,
+                           .n_rows = a->batch->n_decode,
+                           .w = a->w_in,
+                           .bias = a->b_in,
+                           .out = cb->scratch_wide,
+                           .epilogue = a->gated ? GEMM_GATED : GEMM_ACT,
+                           .act = a->act};
+    struct gemm_args down = {.x = cb->scratch_wide,
+                             .n_rows = a->batch->n_decode,
+                             .w = a->w_down,
+                             .bias = a->b_down,
+                             .out = a->x,
+                             .epilogue = GEMM_RESIDUAL};
     int rc = gemm_stream_launch(cb, &in, err);
 
     return rc < 0 ? rc : gemm_stream_launch(cb, &down, err);
@@ -196,10 +207,13 @@ static int ffn_prompt(struct cuda_backend *cb, const struct ffn_args *a, struct 
 {
     int first = a->batch->n_decode, n = a->batch->n_rows - first;
     void *x = row_at(cb, a->x, first, a->dim);
-    struct gemm_args in = {.x = row_at(cb, cb->scratch_norm, first, a->dim), .n_rows = n,
-                           .w = a->w_in, .out = cb->scratch_wide, .epilogue = GEMM_STORE};
-    struct gemm_args down = {.x = cb->scratch_norm, .n_rows = n, .w = a->w_down, .out = x,
-                             .epilogue = GEMM_RESIDUAL};
+    struct gemm_args in = {.x = row_at(cb, cb->scratch_norm, first, a->dim),
+                           .n_rows = n,
+                           .w = a->w_in,
+                           .out = cb->scratch_wide,
+                           .epilogue = GEMM_STORE};
+    struct gemm_args down = {
+        .x = cb->scratch_norm, .n_rows = n, .w = a->w_down, .out = x, .epilogue = GEMM_RESIDUAL};
     int rc = cuda_blas_gemm(cb, &in, err);
 
     if (rc == 0)
@@ -236,8 +250,8 @@ static int op_logits(struct backend *be, const struct logits_args *a, struct err
 {
     struct cuda_backend *cb = of(be);
     int n = a->batch->n_logits, rc = cuda_check_matrix(cb, a->head, "head", err);
-    struct gemm_args head = {.x = cb->scratch_norm, .n_rows = n, .w = a->head, .out = a->out,
-                             .epilogue = GEMM_F32};
+    struct gemm_args head = {
+        .x = cb->scratch_norm, .n_rows = n, .w = a->head, .out = a->out, .epilogue = GEMM_F32};
     double size = (double)a->head->n_out * a->head->n_in;
 
     count(cb, OP_LOGITS, size * dtype_bytes(a->head->dtype), 2 * size * n);
@@ -267,6 +281,7 @@ static int step_begin(struct backend *be, const struct step_batch *batch, struct
     if (batch->n_rows > cb->params.max_rows || batch->n_logits > cb->params.max_logits)
         return err_set(err, ERR_INVALID, "step of %d rows and %d logits, opened for %d and %d",
                        batch->n_rows, batch->n_logits, cb->params.max_rows, cb->params.max_logits);
+    CUDA_TRY(err, cudaSetDevice(cb->device)); /* the thread that opened may be another one */
     cb->in_step = true;
     cb->plan.valid = false;
     return 0;
@@ -357,13 +372,16 @@ static int device_find(int device, struct err *err)
         cudaDriverGetVersion(&driver);
         cudaRuntimeGetVersion(&runtime);
         if (driver == 0)
-            return err_set(err, ERR_DEVICE, "CUDA: no NVIDIA driver on this machine "
+            return err_set(err, ERR_DEVICE,
+                           "CUDA: no NVIDIA driver on this machine "
                            "(libcuda.so.1 was not found)");
-        return err_set(err, ERR_DEVICE, "CUDA: the driver supports CUDA %d.%d, this program needs %d.%d",
+        return err_set(err, ERR_DEVICE,
+                       "CUDA: the driver supports CUDA %d.%d, this program needs %d.%d",
                        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     }
     if (rc == cudaErrorNoDevice || (rc == cudaSuccess && n_devices == 0))
-        return err_set(err, ERR_DEVICE, "CUDA: a driver, but no GPU that it shows "
+        return err_set(err, ERR_DEVICE,
+                       "CUDA: a driver, but no GPU that it shows "
                        "(CUDA_VISIBLE_DEVICES is %s)",
                        getenv("CUDA_VISIBLE_DEVICES") ? getenv("CUDA_VISIBLE_DEVICES") : "not set");
     if (rc != cudaSuccess)
@@ -384,7 +402,8 @@ static int device_open(struct cuda_backend *cb, struct err *err)
     if (cb->arch < 80)
         return err_set(err, ERR_DEVICE, "CUDA: %s has compute capability %d.%d, want 8.0 or newer",
                        prop.name, prop.major, prop.minor);
-    CUDA_TRY(err, cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, cb->device));
+    CUDA_TRY(err,
+             cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, cb->device));
     cb->smem_max = smem;
     cb->n_sms = prop.multiProcessorCount;
     CUDA_TRY(err, cudaStreamCreateWithFlags(&cb->stream, cudaStreamNonBlocking));

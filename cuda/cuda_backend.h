@@ -22,15 +22,16 @@ extern "C" {
 
 struct cuda_blas;
 
-#define CUDA_STAGING_BYTES  ((size_t)32 << 20) /* of each of two pinned buffers: 1 ms of PCIe 4 x16 */
-#define ATTN_STATE_BYTES    ((size_t)128 << 20) /* partial results of split attention */
+#define CUDA_STAGING_BYTES                                                                         \
+    ((size_t)32 << 20)                       /* of each of two pinned buffers: 1 ms of PCIe 4 x16 */
+#define ATTN_STATE_BYTES ((size_t)128 << 20) /* partial results of split attention */
 
 /* The work of one step's decode attention, for all layers; see attn_decode.cu. */
 struct attn_plan {
     int32_t *first;   /* device [n_layers, max_pairs + 1] running count of chunks */
     int32_t *arrived; /* device [max_pairs] chunks done, zero between launches */
     int n_layers, max_pairs;
-    bool valid;       /* planned for the step that is running */
+    bool valid; /* planned for the step that is running */
 };
 
 struct cuda_backend {
@@ -39,18 +40,18 @@ struct cuda_backend {
     size_t smem_max;         /* dynamic shared memory that one CTA may have */
     cudaStream_t stream;
     struct backend_params params;
-    void *scratch_norm;      /* [max_rows, max_dim] normed rows, inner FFN rows of prompts */
-    void *scratch_wide;      /* [max_rows, max_dim] outputs of qkv and gate/up */
-    float *sample_rows;      /* [n_sample_ctas, max_vocab] logits with penalties and bias */
+    void *scratch_norm; /* [max_rows, max_dim] normed rows, inner FFN rows of prompts */
+    void *scratch_wide; /* [max_rows, max_dim] outputs of qkv and gate/up */
+    float *sample_rows; /* [n_sample_ctas, max_vocab] logits with penalties and bias */
     int n_sample_ctas;
-    float *attn_state;       /* ATTN_STATE_BYTES */
-    int32_t *attn_next;      /* [2] counters of the attention kernel, zero between launches */
+    float *attn_state;  /* ATTN_STATE_BYTES */
+    int32_t *attn_next; /* [2] counters of the attention kernel, zero between launches */
     struct attn_plan plan;
     struct cuda_blas *blas;
-    void *staging[2];        /* pinned, CUDA_STAGING_BYTES each */
+    void *staging[2]; /* pinned, CUDA_STAGING_BYTES each */
     cudaEvent_t staging_free[2];
     bool in_step;
-    bool sync_launches;      /* SPAND_CUDA_SYNC=1: a fault names its kernel */
+    bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */
 };
 
 /* Puts "what: name of the CUDA error: its text" into err. */
@@ -98,11 +99,11 @@ enum gemm_epilogue {
 
 /* out[r, o] = sum_i x[r, i] w[o, i], then the epilogue. */
 struct gemm_args {
-    const void *x;           /* [n_rows, n_in] */
+    const void *x; /* [n_rows, n_in] */
     int n_rows;
-    const struct weight *w;  /* [n_out, n_in] */
+    const struct weight *w;    /* [n_out, n_in] */
     const struct weight *bias; /* f32 [n_out] or NULL */
-    void *out;               /* [n_rows, n_out], GEMM_GATED [n_rows, n_out / 2] */
+    void *out;                 /* [n_rows, n_out], GEMM_GATED [n_rows, n_out / 2] */
     enum gemm_epilogue epilogue;
     enum act_kind act;
 };

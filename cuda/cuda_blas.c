@@ -2,8 +2,8 @@
  * cuda_blas - products of prompt rows through cuBLASLt.
  *
  * The library is over 500 MB, so it is opened at run time and only when a GPU is. One algorithm is
- * chosen a shape (n_out, n_in, epilogue), for a nominal number of rows and without split-K, and kept:
- * the order of a row's sums then does not depend on how many rows come with it. cuBLASLt is
+ * chosen a shape (n_out, n_in, epilogue), for a nominal number of rows and without split-K, and
+ * kept: the order of a row's sums then does not depend on how many rows come with it. cuBLASLt is
  * column-major: our out[rows, n_out] = x w^T is its D[n_out, rows] = A^T B with A = w, B = x.
  */
 #include "cuda/cuda_backend.h"
@@ -13,8 +13,8 @@
 #include <stdlib.h>
 
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* what cuBLAS recommends for sm_90 */
-#define NOMINAL_ROWS    2048               /* the shape that algorithms are chosen for: a full chunk */
-#define MAX_SHAPES      64                 /* a model has four; tests try more */
+#define NOMINAL_ROWS    2048 /* the shape that algorithms are chosen for: a full chunk */
+#define MAX_SHAPES      64   /* a model has four; tests try more */
 
 struct lt_api {
     cublasStatus_t (*create)(cublasLtHandle_t *handle);
@@ -62,7 +62,8 @@ struct cuda_blas {
     do {                                                                                           \
         cublasStatus_t lt_try_rc_ = (blas)->api.function(__VA_ARGS__);                             \
         if (lt_try_rc_ != CUBLAS_STATUS_SUCCESS)                                                   \
-            return err_set(err, ERR_DEVICE, "cuBLASLt: %s: status %d", #function, (int)lt_try_rc_); \
+            return err_set(err, ERR_DEVICE, "cuBLASLt: %s: status %d", #function,                  \
+                           (int)lt_try_rc_);                                                       \
     } while (0)
 
 static int symbols_load(struct cuda_blas *blas, struct err *err)
@@ -101,8 +102,10 @@ int cuda_blas_open(struct cuda_blas **out, struct cuda_backend *cb, struct err *
         return err_set(err, ERR_NO_ROOM, "cuBLASLt: out of memory");
     blas->library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
     if (!blas->library) {
-        rc = err_set(err, ERR_DEVICE, "CUDA: cuBLASLt 13 is needed and was not found: %s "
-                     "(install CUDA 13's libcublas or set LD_LIBRARY_PATH)", dlerror());
+        rc = err_set(err, ERR_DEVICE,
+                     "CUDA: cuBLASLt 13 is needed and was not found: %s "
+                     "(install CUDA 13's libcublas or set LD_LIBRARY_PATH)",
+                     dlerror());
         goto out;
     }
     rc = symbols_load(blas, err);
@@ -145,8 +148,9 @@ struct lt_product {
 static int product_init(struct cuda_blas *blas, struct lt_product *p, enum dtype dtype,
                         const struct gemm_args *a, int n_rows, struct err *err)
 {
-    cudaDataType type = dtype == DTYPE_F32 ? CUDA_R_32F : dtype == DTYPE_BF16 ? CUDA_R_16BF
-                                                                              : CUDA_R_16F;
+    cudaDataType type = dtype == DTYPE_F32    ? CUDA_R_32F
+                        : dtype == DTYPE_BF16 ? CUDA_R_16BF
+                                              : CUDA_R_16F;
     cublasOperation_t trans = CUBLAS_OP_T;
 
     LT_TRY(err, blas, desc_init, &p->desc, sizeof(p->desc), CUBLAS_COMPUTE_32F, CUDA_R_32F);
@@ -182,7 +186,8 @@ static int shape_find(struct cuda_blas *blas, enum dtype dtype, const struct gem
         }
     }
     if (blas->n_shapes == MAX_SHAPES)
-        return err_set(err, ERR_UNSUPPORTED, "cuBLASLt: more than %d shapes of products", MAX_SHAPES);
+        return err_set(err, ERR_UNSUPPORTED, "cuBLASLt: more than %d shapes of products",
+                       MAX_SHAPES);
     rc = product_init(blas, &p, dtype, a, NOMINAL_ROWS, err);
     if (rc < 0)
         return rc;
@@ -224,6 +229,7 @@ int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct er
     if (rc < 0)
         return rc;
     LT_TRY(err, blas, matmul, blas->handle, &p.desc, &one, a->w->data, &p.w, a->x, &p.x, &beta,
-           a->out, &p.out, a->out, &p.out, &shape->algo, blas->workspace, WORKSPACE_BYTES, cb->stream);
+           a->out, &p.out, a->out, &p.out, &shape->algo, blas->workspace, WORKSPACE_BYTES,
+           cb->stream);
     return cuda_launched(cb, "cublasLtMatmul", err);
 }

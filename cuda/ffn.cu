@@ -25,7 +25,7 @@ template <typename T> struct ffn_act_args {
 /* thread -> 8 columns of a row; grid = (columns / 2048, n_rows) */
 template <typename T>
 static __global__ void __launch_bounds__(FFN_THREADS)
-ffn_act_kernel(const __grid_constant__ ffn_act_args<T> a)
+    ffn_act_kernel(const __grid_constant__ ffn_act_args<T> a)
 {
     int col = (blockIdx.x * FFN_THREADS + threadIdx.x) * 8;
     int64_t row = blockIdx.y;
@@ -58,7 +58,7 @@ template <typename T> struct add_bias_args {
 /* thread -> 8 columns of a row; grid as above */
 template <typename T>
 static __global__ void __launch_bounds__(FFN_THREADS)
-add_bias_kernel(const __grid_constant__ add_bias_args<T> a)
+    add_bias_kernel(const __grid_constant__ add_bias_args<T> a)
 {
     int col = (blockIdx.x * FFN_THREADS + threadIdx.x) * 8;
     float v[8];
@@ -77,10 +77,11 @@ static dim3 grid_of(int n_cols, int n_rows)
 }
 
 template <typename T>
-static void act_start(struct cuda_backend *cb, const struct ffn_args *f, const void *in,
-                      int n_rows, void *out)
+static void act_start(struct cuda_backend *cb, const struct ffn_args *f, const void *in, int n_rows,
+                      void *out)
 {
-    struct ffn_act_args<T> k = {};
+    struct ffn_act_args<T> k = {
+    };
 
     k.in = (const T *)in;
     k.bias = f->b_in ? (const float *)f->b_in->data : NULL;
@@ -94,7 +95,8 @@ static void act_start(struct cuda_backend *cb, const struct ffn_args *f, const v
 template <typename T>
 static void bias_start(struct cuda_backend *cb, void *x, int n_rows, int dim, const void *bias)
 {
-    struct add_bias_args<T> k = {};
+    struct add_bias_args<T> k = {
+    };
 
     k.x = (T *)x;
     k.bias = (const float *)bias;

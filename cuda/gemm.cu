@@ -6,9 +6,9 @@
  *   out   act or f32 [n_rows, n_out]; sums in f32
  *
  * Work     persistent CTAs over tiles of 32 outputs; the 8 warps of a CTA take an eighth of K each
- *          and are summed in ascending order at the end of a tile. That order depends on K alone, and
- *          a column of the tensor core's product on its own row alone, so a row's bits do not depend
- *          on what it is batched with. More than 64 rows run as several blocks.
+ *          and are summed in ascending order at the end of a tile. That order depends on K alone,
+ *          and a column of an mma on its own row alone, so a row's bits do not depend on what it is
+ *          batched with. More than 64 rows run as several blocks.
  * Tile     32 x 64: each lane copies 16-byte pieces of 4 rows, two a row, and later multiplies just
  *          the pieces that it copied itself. So no barrier stands between copy and use, and the
  *          pipeline runs on over the borders of tiles. K is permuted alike in x and w, which lets a
@@ -16,7 +16,7 @@
  * Bound    HBM: 2 * n_out * n_in bytes; x comes from L2 once a tile, n_rows / 32 of that again
  * Measured see SPEED.md
  * Limits   n_in a multiple of 8
- * Checked  against cpu in tests/cuda/test_gemm.c
+ * Checked  against cpu in tests/cuda/test_ops.c
  */
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
@@ -33,9 +33,9 @@ struct gemm_kernel_args {
     const float *bias; /* [n_out] or NULL */
     void *out;         /* [n_rows, n_cols] */
     int n_rows, n_in, n_out;
-    int n_cols;        /* of out: n_out, or n_out / 2 when gated */
-    int n_tiles;       /* of 32 outputs, or of 16 gate and 16 up */
-    int slice_segs;    /* TILE_K segments of K that a warp takes */
+    int n_cols;     /* of out: n_out, or n_out / 2 when gated */
+    int n_tiles;    /* of 32 outputs, or of 16 gate and 16 up */
+    int slice_segs; /* TILE_K segments of K that a warp takes */
     int epilogue, act;
 };
 
@@ -55,8 +55,8 @@ static __device__ __forceinline__ int weight_row(const gemm_kernel_args &a, int 
 
 /* One output from the sum of all slices. `up` counts for GEMM_GATED only. */
 template <typename T>
-static __device__ __forceinline__ void finish(const gemm_kernel_args &a, int row, int col, float acc,
-                                              float up)
+static __device__ __forceinline__ void finish(const gemm_kernel_args &a, int row, int col,
+                                              float acc, float up)
 {
     int64_t at = (int64_t)row * a.n_cols + col;
     T *out = (T *)a.out;
@@ -86,11 +86,12 @@ static __device__ __forceinline__ void finish(const gemm_kernel_args &a, int row
 
 /*
  * CTA -> tiles blockIdx.x, + gridDim.x, ...; blockIdx.y -> block of 8 N_TILES rows.
- * Lane 4g + t holds w rows g, g+8, g+16, g+24 and x rows 8n + g, elements 8t.. and 32+8t.. of a segment.
+ * Lane 4g + t holds w rows g, g+8, g+16, g+24 and x rows 8n + g, elements 8t.. and 32+8t.. of a
+ * segment.
  */
 template <typename T, int N_TILES, int STAGES>
 static __global__ void __launch_bounds__(GEMM_THREADS, 1)
-gemm_stream_w_kernel(const __grid_constant__ gemm_kernel_args a)
+    gemm_stream_w_kernel(const __grid_constant__ gemm_kernel_args a)
 {
     constexpr int PIECES = W_PIECES + 2 * N_TILES;
     constexpr int RED_N = N_TILES > 1 ? 2 : 1; /* n tiles that are summed over the warps at once */
@@ -140,7 +141,8 @@ gemm_stream_w_kernel(const __grid_constant__ gemm_kernel_args a)
             if (++load_seg == a.slice_segs) {
                 load_seg = 0;
                 load_tile += gridDim.x;
-                point_at_tile(load_tile); /* clamped, so a tile past the end points at the last row */
+                point_at_tile(
+                    load_tile); /* clamped, so a tile past the end points at the last row */
             }
         }
         copy_async_commit();
@@ -219,7 +221,7 @@ gemm_stream_w_kernel(const __grid_constant__ gemm_kernel_args a)
 
 /* warp -> (output, F32_ROWS rows); lanes stride over K and are summed by a fixed tree */
 static __global__ void __launch_bounds__(GEMM_THREADS)
-gemm_f32_kernel(const __grid_constant__ gemm_kernel_args a)
+    gemm_f32_kernel(const __grid_constant__ gemm_kernel_args a)
 {
     int lane = threadIdx.x % WARP_LANES;
     int col = blockIdx.x * GEMM_WARPS + threadIdx.x / WARP_LANES, row0 = blockIdx.y * F32_ROWS;

@@ -12,9 +12,9 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
 
-#define COPY_PAIRS    256 /* 2 KiB of the 4 KiB that a launch may carry */
-#define COPY_THREADS  256
-#define APPEND_WARPS  4
+#define COPY_PAIRS   256 /* 2 KiB of the 4 KiB that a launch may carry */
+#define COPY_THREADS 256
+#define APPEND_WARPS 4
 
 struct kv_copy_kernel_args {
     uint4 *pages;
@@ -24,7 +24,7 @@ struct kv_copy_kernel_args {
 
 /* CTA -> page */
 static __global__ void __launch_bounds__(COPY_THREADS)
-kv_copy_kernel(const __grid_constant__ kv_copy_kernel_args a)
+    kv_copy_kernel(const __grid_constant__ kv_copy_kernel_args a)
 {
     const uint4 *src = a.pages + a.src[blockIdx.x] * a.page_vecs;
     uint4 *dst = a.pages + a.dst[blockIdx.x] * a.page_vecs;
@@ -34,7 +34,7 @@ kv_copy_kernel(const __grid_constant__ kv_copy_kernel_args a)
 }
 
 struct kv_append_kernel_args {
-    const uint4 *k, *v;   /* [n_rows, n_kv_heads, row_vecs] */
+    const uint4 *k, *v; /* [n_rows, n_kv_heads, row_vecs] */
     uint4 *pages;
     int64_t page_vecs;
     const int32_t *page_table, *head_base;
@@ -65,8 +65,8 @@ static __device__ int chunk_last_pos(const struct step_chunk *chunks, int n_chun
 }
 
 /* warp -> (prompt row, kv_head) */
-static __global__ void __launch_bounds__(APPEND_WARPS * WARP_LANES)
-kv_append_kernel(const __grid_constant__ kv_append_kernel_args a)
+static __global__ void __launch_bounds__(APPEND_WARPS *WARP_LANES)
+    kv_append_kernel(const __grid_constant__ kv_append_kernel_args a)
 {
     int64_t at = (int64_t)blockIdx.x * APPEND_WARPS + threadIdx.x / WARP_LANES;
     int row = (int)(at / a.n_kv_heads), head = (int)(at % a.n_kv_heads);

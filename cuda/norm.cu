@@ -20,16 +20,16 @@ template <typename T> struct norm_kernel_args {
     const T *x;          /* [*, dim] */
     const int32_t *rows; /* [n_rows] or NULL */
     const float *gain, *bias;
-    T *out;              /* [n_rows, dim] */
+    T *out; /* [n_rows, dim] */
     int dim;
-    bool centre;         /* LayerNorm */
+    bool centre; /* LayerNorm */
     float eps;
 };
 
 /* CTA -> row; each thread takes every 256th vector of 8. Sums depend on dim alone. */
 template <typename T>
 static __global__ void __launch_bounds__(NORM_THREADS)
-norm_kernel(const __grid_constant__ norm_kernel_args<T> a)
+    norm_kernel(const __grid_constant__ norm_kernel_args<T> a)
 {
     __shared__ float sums[NORM_WARPS];
     int64_t row = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
@@ -70,7 +70,8 @@ template <typename T>
 static void norm_start(struct cuda_backend *cb, const struct norm_args *norm, int dim,
                        const void *x, const int32_t *rows, int n_rows, void *out)
 {
-    struct norm_kernel_args<T> k = {};
+    struct norm_kernel_args<T> k = {
+    };
 
     k.x = (const T *)x;
     k.rows = rows;

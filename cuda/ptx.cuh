@@ -1,5 +1,6 @@
 /*
- * ptx - the few instructions that C++ has no name for: cp.async, bulk copies, mbarrier, ldmatrix, mma.
+ * ptx - the few instructions that C++ has no name for: cp.async, bulk copies, mbarrier, ldmatrix,
+ * mma.
  *
  * Nothing else in cuda/ holds assembly, so that tests/cuda/emu can replace this file and run the
  * kernels on a CPU.
@@ -78,10 +79,10 @@ __device__ __forceinline__ void barrier_wait(uint64_t *bar, uint32_t parity)
 /* Arrives and announces n_bytes that bulk copies will bring. */
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t *bar, uint32_t n_bytes)
 {
-    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared.b64 s, [%0], %1; }" ::"r"(
-                     smem_addr(bar)),
-                 "r"(n_bytes)
-                 : "memory");
+    asm volatile(
+        "{ .reg .b64 s; mbarrier.arrive.expect_tx.shared.b64 s, [%0], %1; }" ::"r"(smem_addr(bar)),
+        "r"(n_bytes)
+        : "memory");
 }
 
 /* The copy engine brings n_bytes, a multiple of 16; the lines leave L2 first. */
@@ -146,18 +147,18 @@ __device__ __forceinline__ void mma16816<__nv_bfloat16>(float c[4], const uint32
                                                         uint32_t b0, uint32_t b1)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},"
-                 " {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        " {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
 __device__ __forceinline__ void mma16816<__half>(float c[4], const uint32_t a[4], uint32_t b0,
                                                  uint32_t b1)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},"
-                 " {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        " {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ float exp2_approx(float x)

@@ -16,7 +16,7 @@
 
 /* thread -> every grid-th vector, READ_UNROLL loads in flight */
 static __global__ void __launch_bounds__(READ_THREADS)
-read_registers_kernel(const uint4 *p, int64_t n, uint32_t *out)
+    read_registers_kernel(const uint4 *p, int64_t n, uint32_t *out)
 {
     int64_t step = (int64_t)gridDim.x * READ_THREADS;
     uint32_t sum = 0;
@@ -58,7 +58,8 @@ static __global__ void read_bulk_kernel(const char *p, int64_t n_pieces)
         if (i < mine) {
             barrier_arrive_expect(&full[stage], BULK_BYTES);
             copy_bulk(smem_addr(smem + stage * BULK_BYTES),
-                      p + (blockIdx.x + i * gridDim.x) * BULK_BYTES, BULK_BYTES, &full[stage], policy);
+                      p + (blockIdx.x + i * gridDim.x) * BULK_BYTES, BULK_BYTES, &full[stage],
+                      policy);
         }
     }
 #endif
@@ -77,8 +78,9 @@ int cuda_read_bandwidth(struct cuda_backend *cb, size_t bytes, double *registers
     CUDA_TRY(err, cudaMemsetAsync(p, 0x5a, bytes, cb->stream));
     CUDA_TRY(err, cudaEventCreate(&begin));
     CUDA_TRY(err, cudaEventCreate(&end));
-    CUDA_TRY(err, cudaFuncSetAttribute(read_bulk_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       BULK_STAGES * BULK_BYTES));
+    CUDA_TRY(err,
+             cudaFuncSetAttribute(read_bulk_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  BULK_STAGES * BULK_BYTES));
     for (int run = 0; run < 2 * N_RUNS; run++) {
         bool is_bulk = run >= N_RUNS;
         double *best = is_bulk ? bulk : registers;

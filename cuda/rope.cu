@@ -19,11 +19,11 @@
 
 template <typename T> struct rope_kernel_args {
     const T *qkv;
-    const float *bias;           /* [(n_heads + 2 n_kv_heads) head_dim] or NULL */
+    const float *bias;            /* [(n_heads + 2 n_kv_heads) head_dim] or NULL */
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
-    const float *inv_freq;       /* row stride inv_freq_stride */
+    const float *inv_freq;        /* row stride inv_freq_stride */
     T *q, *k_chunk, *v_chunk, *pages;
-    const int32_t *pos, *slot;   /* [n_rows] */
+    const int32_t *pos, *slot; /* [n_rows] */
     const int32_t *page_table, *head_base;
     const struct kv_geom *geom;
     int64_t page_elems, n_units;
@@ -53,8 +53,8 @@ static __device__ T *kv_place(const rope_kernel_args<T> &a, int row, int head, b
 
 /* warp -> (row, head of q, k or v) */
 template <typename T>
-static __global__ void __launch_bounds__(ROPE_WARPS * WARP_LANES)
-rope_kernel(const __grid_constant__ rope_kernel_args<T> a)
+static __global__ void __launch_bounds__(ROPE_WARPS *WARP_LANES)
+    rope_kernel(const __grid_constant__ rope_kernel_args<T> a)
 {
     __shared__ float heads[ROPE_WARPS][ROPE_MAX_HEAD];
     int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
@@ -107,7 +107,8 @@ rope_kernel(const __grid_constant__ rope_kernel_args<T> a)
 template <typename T>
 static void rope_start(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv)
 {
-    struct rope_kernel_args<T> k = {};
+    struct rope_kernel_args<T> k = {
+    };
 
     k.qkv = (const T *)qkv;
     k.bias = p->bqkv ? (const float *)p->bqkv->data : NULL;
@@ -136,8 +137,8 @@ static void rope_start(struct cuda_backend *cb, const struct attn_in_args *p, co
     k.inv_freq_stride = p->inv_freq_stride;
     k.qk_norm_eps = p->qk_norm_eps;
     k.rope_scale = p->rope_scale;
-    rope_kernel<T><<<(unsigned)((k.n_units + ROPE_WARPS - 1) / ROPE_WARPS),
-                     ROPE_WARPS * WARP_LANES, 0, cb->stream>>>(k);
+    rope_kernel<T><<<(unsigned)((k.n_units + ROPE_WARPS - 1) / ROPE_WARPS), ROPE_WARPS * WARP_LANES,
+                     0, cb->stream>>>(k);
 }
 
 int rope_launch(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv,

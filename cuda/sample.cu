@@ -5,9 +5,9 @@
  *
  * Work     one CTA per row, rows in turn when there are more than CTAs. Every step is a pass over
  *          the row: greatest logit, sums of weights, a radix search for the border of top_k and
- *          top_p among the tokens near the top, and a walk to the drawn token. Weights are integers,
- *          so the order of adding is free; x is recomputed from raw in each pass, and written out
- *          only where penalties or bias change single tokens.
+ *          top_p among the tokens near the top, a walk to the drawn token. Weights are integers, so
+ *          the order of adding is free; x is recomputed from raw in each pass, and written out only
+ *          where penalties or bias change single tokens.
  * Border   of a prefix in (logit descending, id ascending): a key and how many of the tokens that
  *          have exactly it belong, lowest ids first
  * Bound    L2: a row of 128k logits is 512 KB, about ten passes with top_p, three without filters
@@ -40,7 +40,7 @@ struct sample_shared {
     unsigned long long depth_weight[N_DEPTHS];
     int depth_count[N_DEPTHS];
     int32_t bias_token[SAMPLE_THREADS];
-    uint32_t key;             /* results of one thread for the others */
+    uint32_t key; /* results of one thread for the others */
     unsigned long long above;
     int32_t token;
 };
@@ -103,7 +103,8 @@ static __device__ unsigned long long max_u64(unsigned long long v, sample_shared
     return top;
 }
 
-/* Key and token in one number that orders by (logit descending, id ascending): greater is before. */
+/* Key and token in one number that orders by (logit descending, id ascending): greater is before.
+ */
 static __device__ unsigned long long rank_of(float x, int token)
 {
     return (unsigned long long)logit_key(x) << 32 | (0xffffffffu - (uint32_t)token);
@@ -182,8 +183,8 @@ static __device__ float logit_of(uint32_t key)
 }
 
 /*
- * The shortest prefix of prefix b whose measure (length, or weight) reaches goal, which b's own does.
- * Tokens below cut must not be needed for it.
+ * The shortest prefix of prefix b whose measure (length, or weight) reaches goal, which b's own
+ * does. Tokens below cut must not be needed for it.
  */
 static __device__ struct border border_find(sample_view v, float max, float cut, bool by_weight,
                                             unsigned long long goal, struct border b,
@@ -240,8 +241,8 @@ static __device__ bool passes(float x, float max, unsigned long long w, float mi
 }
 
 /*
- * Draws from the prefix b: the first token in the order of ids whose running sum exceeds u, scaled to
- * the sum of all. Warps take contiguous strips; the warp whose strip holds the target walks it.
+ * Draws from the prefix b: the first token in the order of ids whose running sum exceeds u, scaled
+ * to the sum of all. Warps take contiguous strips; the warp whose strip holds the target walks it.
  */
 static __device__ int draw_from(sample_view v, float max, float min_p, struct border b, uint64_t u,
                                 sample_shared *s)
@@ -436,7 +437,7 @@ static __device__ float logprob_of(float raw, float raw_max, unsigned long long 
 
 /* CTA -> rows blockIdx.x, + gridDim.x, ... */
 static __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
-sample_kernel(const __grid_constant__ sample_kernel_args k)
+    sample_kernel(const __grid_constant__ sample_kernel_args k)
 {
     __shared__ sample_shared s;
     const sample_args &a = k.a;
@@ -456,8 +457,8 @@ sample_kernel(const __grid_constant__ sample_kernel_args k)
                 int64_t at = (int64_t)row * a.max_top + i;
 
                 a.top_token[at] = wanted ? token_of(rank) : -1;
-                a.top_logprob[at] = wanted ? logprob_of(raw.at(token_of(rank)), raw_max, raw_sum)
-                                           : -INFINITY;
+                a.top_logprob[at] =
+                    wanted ? logprob_of(raw.at(token_of(rank)), raw_max, raw_sum) : -INFINITY;
             }
             if (wanted && i + 1 < r.n_top && i + 1 < a.max_top)
                 rank = best_after(raw, rank, &s);
@@ -484,16 +485,17 @@ sample_kernel(const __grid_constant__ sample_kernel_args k)
 int sample_launch(struct cuda_backend *cb, const struct sample_args *p, struct err *err)
 {
     struct sample_kernel_args k = {};
+    int n_ctas;
 
     if (p->n_rows == 0)
         return 0;
     if (p->vocab_size > cb->params.max_vocab)
-        return err_set(err, ERR_UNSUPPORTED, "sample: vocabulary of %d, opened for %d", p->vocab_size,
-                       cb->params.max_vocab);
+        return err_set(err, ERR_UNSUPPORTED, "sample: vocabulary of %d, opened for %d",
+                       p->vocab_size, cb->params.max_vocab);
     k.a = *p;
     k.rows = cb->sample_rows;
     k.row_stride = cb->params.max_vocab;
-    sample_kernel<<<p->n_rows < cb->n_sample_ctas ? p->n_rows : cb->n_sample_ctas, SAMPLE_THREADS,
-                    0, cb->stream>>>(k);
+    n_ctas = p->n_rows > cb->n_sample_ctas ? cb->n_sample_ctas : p->n_rows;
+    sample_kernel<<<n_ctas, SAMPLE_THREADS, 0, cb->stream>>>(k);
     return cuda_launched(cb, "sample", err);
 }

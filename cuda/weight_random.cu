@@ -1,5 +1,6 @@
 /*
- * weight_random.cu - random weights drawn where they will live, the CPU backend's numbers to the bit.
+ * weight_random.cu - random weights drawn where they will live, the CPU backend's numbers to the
+ * bit.
  *
  *   data  any dtype [n]; elements 8c .. 8c + 7 from counter c of the stream, 16 bits h each, lowest
  *         first: (2h - 65535) / 65536 * scale + offset
@@ -25,11 +26,12 @@ template <typename T> struct weight_random_args {
 /* thread -> counters at, at + grid, ...; products and sums are rounded apart, as on the CPU */
 template <typename T>
 static __global__ void __launch_bounds__(RANDOM_THREADS)
-weight_random_kernel(const __grid_constant__ weight_random_args<T> a)
+    weight_random_kernel(const __grid_constant__ weight_random_args<T> a)
 {
     int64_t step = (int64_t)gridDim.x * RANDOM_THREADS, n_counters = (a.n + 7) / 8;
 
-    for (int64_t c = (int64_t)blockIdx.x * RANDOM_THREADS + threadIdx.x; c < n_counters; c += step) {
+    for (int64_t c = (int64_t)blockIdx.x * RANDOM_THREADS + threadIdx.x; c < n_counters;
+         c += step) {
         uint32_t ctr[4] = {(uint32_t)c, (uint32_t)((uint64_t)c >> 32), a.stream, 1};
         float v[8];
 
@@ -53,7 +55,8 @@ template <typename T>
 static void random_start(struct cuda_backend *cb, void *data, int64_t n, uint64_t seed,
                          uint32_t stream, float scale, float offset)
 {
-    struct weight_random_args<T> k = {};
+    struct weight_random_args<T> k = {
+    };
     int64_t ctas = (n + 8 * RANDOM_THREADS - 1) / (8 * RANDOM_THREADS);
 
     k.data = (T *)data;
@@ -68,8 +71,7 @@ static void random_start(struct cuda_backend *cb, void *data, int64_t n, uint64_
 }
 
 int weight_random_launch(struct cuda_backend *cb, void *data, int64_t n, enum dtype dtype,
-                         uint64_t seed, uint32_t stream, float scale, float offset,
-                         struct err *err)
+                         uint64_t seed, uint32_t stream, float scale, float offset, struct err *err)
 {
     if (n == 0)
         return 0;

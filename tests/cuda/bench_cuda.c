@@ -110,7 +110,8 @@ struct bench_kv {
     double bytes; /* of one layer's keys and values */
 };
 
-static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_kv, int dim, bool ragged)
+static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_kv, int dim,
+                              bool ragged)
 {
     struct bench_kv b = {0};
     int per_head = (len + 63) / 64, heads = n * n_layers * n_kv;
@@ -142,16 +143,23 @@ static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_k
         pos[i] = ragged ? len / 2 + i * (len / 2 - 1) / n : len - 1;
         b.bytes += 4.0 * dim * n_kv * (pos[i] + 1);
     }
-    b.view = (struct kv_view){.pages = device_alloc(n_pages * page_bytes), .page_bytes = page_bytes,
-                              .page_entries = 64, .head_dim = dim, .n_layers = n_layers,
-                              .n_heads = n_heads, .n_kv_heads = n_kv, .dtype = DTYPE_BF16,
+    b.view = (struct kv_view){.pages = device_alloc(n_pages * page_bytes),
+                              .page_bytes = page_bytes,
+                              .page_entries = 64,
+                              .head_dim = dim,
+                              .n_layers = n_layers,
+                              .n_heads = n_heads,
+                              .n_kv_heads = n_kv,
+                              .dtype = DTYPE_BF16,
                               .page_table = device_copy(table, n_pages * 4),
                               .head_base = device_copy(base, (size_t)heads * 4),
                               .geom = device_copy(geom, sizeof(*geom) * heads),
                               .window = device_copy(window, 4u * n * n_layers * n_heads)};
     check(cudaMemset(b.view.pages, 0, n_pages * page_bytes), "memset");
-    b.batch = (struct step_batch){.n_rows = n, .n_decode = n,
-                                  .pos = device_copy(pos, 4u * n), .slot = device_copy(slot, 4u * n)};
+    b.batch = (struct step_batch){.n_rows = n,
+                                  .n_decode = n,
+                                  .pos = device_copy(pos, 4u * n),
+                                  .slot = device_copy(slot, 4u * n)};
     free(table);
     free(base);
     free(geom);
@@ -161,8 +169,8 @@ static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_k
 
 static void kv_free(struct bench_kv *b)
 {
-    const void *all[] = {b->view.pages, b->view.page_table, b->view.head_base, b->view.geom,
-                         b->view.window, b->batch.pos, b->batch.slot};
+    const void *all[] = {b->view.pages,  b->view.page_table, b->view.head_base, b->view.geom,
+                         b->view.window, b->batch.pos,       b->batch.slot};
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         cudaFree((void *)all[i]);
@@ -191,22 +199,30 @@ static void bench_attn(void)
         int heads, kv, dim, batch, len;
         bool ragged;
     } shapes[] = {
-        {32, 32, 128, 16, 4096, false}, {32, 32, 128, 32, 4096, false}, {32, 32, 128, 64, 4096, false},
-        {32, 32, 128, 16, 8192, false}, {32, 32, 128, 8, 16384, false}, {32, 32, 128, 1, 32768, false},
-        {32, 32, 128, 1, 4096, false},  {32, 32, 128, 32, 4096, true},  {32, 8, 128, 16, 4096, false},
-        {32, 8, 128, 32, 4096, false},  {32, 8, 128, 64, 8192, false},  {32, 8, 128, 8, 16384, false},
-        {32, 8, 128, 1, 32768, false},  {32, 16, 128, 32, 4096, false}, {64, 8, 128, 32, 4096, false},
-        {32, 8, 64, 64, 4096, false},   {12, 12, 64, 64, 4096, false},
+        {32, 32, 128, 16, 4096, false}, {32, 32, 128, 32, 4096, false},
+        {32, 32, 128, 64, 4096, false}, {32, 32, 128, 16, 8192, false},
+        {32, 32, 128, 8, 16384, false}, {32, 32, 128, 1, 32768, false},
+        {32, 32, 128, 1, 4096, false},  {32, 32, 128, 32, 4096, true},
+        {32, 8, 128, 16, 4096, false},  {32, 8, 128, 32, 4096, false},
+        {32, 8, 128, 64, 8192, false},  {32, 8, 128, 8, 16384, false},
+        {32, 8, 128, 1, 32768, false},  {32, 16, 128, 32, 4096, false},
+        {64, 8, 128, 32, 4096, false},  {32, 8, 64, 64, 4096, false},
+        {12, 12, 64, 64, 4096, false},
     };
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         int dim = shapes[i].dim, heads = shapes[i].heads, batch = shapes[i].batch;
-        struct bench_kv kv = kv_new(batch, shapes[i].len, 1, heads, shapes[i].kv, dim,
-                                    shapes[i].ragged);
+        struct bench_kv kv =
+            kv_new(batch, shapes[i].len, 1, heads, shapes[i].kv, dim, shapes[i].ragged);
         size_t q_bytes = (size_t)batch * heads * dim * 2;
-        struct attn_work one = {.a = {.batch = &kv.batch, .kv = &kv.view, .n_heads = heads,
-                                      .n_kv_heads = shapes[i].kv, .head_dim = dim, .scale = 0.088f,
-                                      .q = device_alloc(q_bytes), .out = device_alloc(q_bytes)},
+        struct attn_work one = {.a = {.batch = &kv.batch,
+                                      .kv = &kv.view,
+                                      .n_heads = heads,
+                                      .n_kv_heads = shapes[i].kv,
+                                      .head_dim = dim,
+                                      .scale = 0.088f,
+                                      .q = device_alloc(q_bytes),
+                                      .out = device_alloc(q_bytes)},
                                 .n_calls = 2};
         struct attn_work many = one;
         char name[96];
@@ -216,8 +232,8 @@ static void bench_attn(void)
         many.n_calls = 10; /* the difference leaves out the plan and the graph's own start */
         few_s = time_graph(run_attn, &one);
         many_s = time_graph(run_attn, &many);
-        snprintf(name, sizeof(name), "attn_decode %d/%d d%d %d x %d%s", heads, shapes[i].kv, dim, batch,
-                 shapes[i].len, shapes[i].ragged ? " ragged" : "");
+        snprintf(name, sizeof(name), "attn_decode %d/%d d%d %d x %d%s", heads, shapes[i].kv, dim,
+                 batch, shapes[i].len, shapes[i].ragged ? " ragged" : "");
         report(name, kv.bytes, (many_s - few_s) / 8);
         cudaFree((void *)one.a.q);
         cudaFree(one.a.out);
@@ -248,11 +264,14 @@ static void bench_gemm(void)
         const char *name;
         int n_out, n_in;
         enum gemm_epilogue epilogue;
-    } kinds[] = {{"qkv", 12288, 4096, GEMM_STORE}, {"o", 4096, 4096, GEMM_RESIDUAL},
-                 {"gate_up", 22016, 4096, GEMM_GATED}, {"down", 4096, 11008, GEMM_RESIDUAL}};
+    } kinds[] = {{"qkv", 12288, 4096, GEMM_STORE},
+                 {"o", 4096, 4096, GEMM_RESIDUAL},
+                 {"gate_up", 22016, 4096, GEMM_GATED},
+                 {"down", 4096, 11008, GEMM_RESIDUAL}};
     static const int batches[] = {1, 8, 16, 32, 64};
     struct weight w[GEMM_LAYERS][4];
-    void *x = device_alloc((size_t)MAX_BATCH * 22016 * 2), *out = device_alloc((size_t)MAX_BATCH * 22016 * 2);
+    void *x = device_alloc((size_t)MAX_BATCH * 22016 * 2),
+         *out = device_alloc((size_t)MAX_BATCH * 22016 * 2);
     struct err err = {0};
 
     check(cudaMemset(x, 0, (size_t)MAX_BATCH * 22016 * 2), "memset");
@@ -273,8 +292,11 @@ static void bench_gemm(void)
             double bytes = 2.0 * kinds[k].n_out * kinds[k].n_in * GEMM_LAYERS;
 
             for (int l = 0; l < GEMM_LAYERS; l++)
-                one.a[l] = (struct gemm_args){.x = x, .n_rows = batches[b], .w = &w[l][k],
-                                              .out = out, .epilogue = kinds[k].epilogue};
+                one.a[l] = (struct gemm_args){.x = x,
+                                              .n_rows = batches[b],
+                                              .w = &w[l][k],
+                                              .out = out,
+                                              .epilogue = kinds[k].epilogue};
             snprintf(name, sizeof(name), "gemm %s [%d,%d] batch %d", kinds[k].name, kinds[k].n_out,
                      kinds[k].n_in, batches[b]);
             report(name, bytes, time_graph(run_gemm, &one));
@@ -282,8 +304,11 @@ static void bench_gemm(void)
         }
         for (int l = 0; l < GEMM_LAYERS; l++) {
             for (int k = 0; k < 4; k++)
-                all.a[all.n++] = (struct gemm_args){.x = x, .n_rows = batches[b], .w = &w[l][k],
-                                                    .out = out, .epilogue = kinds[k].epilogue};
+                all.a[all.n++] = (struct gemm_args){.x = x,
+                                                    .n_rows = batches[b],
+                                                    .w = &w[l][k],
+                                                    .out = out,
+                                                    .epilogue = kinds[k].epilogue};
         }
         snprintf(name, sizeof(name), "gemm qkv, o, gate_up, down batch %d", batches[b]);
         report(name, all_bytes, time_graph(run_gemm, &all));
@@ -322,18 +347,29 @@ static void bench_prefill(void)
     kv.batch.n_decode = 0;
     kv.batch.n_chunks = 1;
     kv.batch.chunks = device_copy(&chunk, sizeof(chunk));
-    a = (struct attn_args){.batch = &kv.batch, .kv = &kv.view, .n_heads = HEADS, .n_kv_heads = HEADS,
-                           .head_dim = DIM, .scale = 0.088f, .q = device_alloc(bytes),
-                           .k_chunk = device_alloc(bytes), .v_chunk = device_alloc(bytes),
+    a = (struct attn_args){.batch = &kv.batch,
+                           .kv = &kv.view,
+                           .n_heads = HEADS,
+                           .n_kv_heads = HEADS,
+                           .head_dim = DIM,
+                           .scale = 0.088f,
+                           .q = device_alloc(bytes),
+                           .k_chunk = device_alloc(bytes),
+                           .v_chunk = device_alloc(bytes),
                            .out = device_alloc(bytes)};
     check(cudaMemset((void *)a.q, 0, bytes), "memset");
     check(cudaMemset((void *)a.k_chunk, 0, bytes), "memset");
     check(cudaMemset((void *)a.v_chunk, 0, bytes), "memset");
     s = time_graph(run_prefill, &a);
-    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "attn_prefill 32 x d128, 4096 rows", s * 1e6, flops / s * 1e-12);
-    if (cb->base.ops->weight_random(&cb->base, &w, 11008, 4096, DTYPE_BF16, true, 1, 1, 0.02f, 0, &err) < 0)
+    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "attn_prefill 32 x d128, 4096 rows", s * 1e6,
+           flops / s * 1e-12);
+    if (cb->base.ops->weight_random(&cb->base, &w, 11008, 4096, DTYPE_BF16, true, 1, 1, 0.02f, 0,
+                                    &err) < 0)
         die("weights", &err);
-    g = (struct gemm_args){.x = a.q, .n_rows = 2048, .w = &w, .out = device_alloc((size_t)2048 * 11008 * 2),
+    g = (struct gemm_args){.x = a.q,
+                           .n_rows = 2048,
+                           .w = &w,
+                           .out = device_alloc((size_t)2048 * 11008 * 2),
                            .epilogue = GEMM_STORE};
     s = time_graph(run_blas, &g);
     printf("%-44s %9.1f us %8.1f TFLOP/s\n", "cublasLt [11008,4096] 2048 rows of zeros", s * 1e6,
@@ -362,11 +398,22 @@ static int run_step(void *arg, struct err *err)
 static void bench_step(void)
 {
     static const int shapes[][2] = {{1, 1024}, {8, 4096}, {16, 4096}, {32, 4096}};
-    struct model_config c = {.model_type = "llama", .vocab_size = 32000, .dim = 4096, .n_layers = 32,
-                             .n_heads = 32, .n_kv_heads = 32, .head_dim = 128, .ffn_dim = 11008,
-                             .max_seq_len = 4096, .norm_eps = 1e-5f, .act = ACT_SILU};
-    struct model_params params = {.random_weights = true, .seed = 1, .dtype = DTYPE_BF16,
-                                  .max_rows = MAX_BATCH, .max_logits = MAX_BATCH};
+    struct model_config c = {.model_type = "llama",
+                             .vocab_size = 32000,
+                             .dim = 4096,
+                             .n_layers = 32,
+                             .n_heads = 32,
+                             .n_kv_heads = 32,
+                             .head_dim = 128,
+                             .ffn_dim = 11008,
+                             .max_seq_len = 4096,
+                             .norm_eps = 1e-5f,
+                             .act = ACT_SILU};
+    struct model_params params = {.random_weights = true,
+                                  .seed = 1,
+                                  .dtype = DTYPE_BF16,
+                                  .max_rows = MAX_BATCH,
+                                  .max_logits = MAX_BATCH};
     struct step_work w = {0};
     struct err err = {0};
     int32_t rows[MAX_BATCH], tokens[MAX_BATCH];
@@ -402,9 +449,16 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*fn)(void);
-    } all[] = {{"attn", bench_attn}, {"gemm", bench_gemm}, {"prefill", bench_prefill}, {"step", bench_step}};
-    struct backend_params params = {.device = "cuda", .dtype = DTYPE_BF16, .max_rows = 4096,
-                                    .max_dim = 22016, .max_vocab = 32000, .max_logits = MAX_BATCH,
+    } all[] = {{"attn", bench_attn},
+               {"gemm", bench_gemm},
+               {"prefill", bench_prefill},
+               {"step", bench_step}};
+    struct backend_params params = {.device = "cuda",
+                                    .dtype = DTYPE_BF16,
+                                    .max_rows = 4096,
+                                    .max_dim = 22016,
+                                    .max_vocab = 32000,
+                                    .max_logits = MAX_BATCH,
                                     .max_positions = 32768};
     struct backend *be;
     struct err err = {0};

@@ -45,8 +45,9 @@ void *pair_get_bytes(struct cuda_pair *p, const struct pair_buf *b);
 
 /*
  * Fails unless |gpu - cpu| <= rtol |cpu| + atol rms(cpu) everywhere; prints worst index and values.
- * The tolerances of a dtype follow from its rounding, at most 2^-8 (bf16) or 2^-11 (f16) of a value:
- * once for the result and, averaged over a sum, once for each operand that was rounded on the way.
+ * The tolerances of a dtype follow from its rounding, at most 2^-8 (bf16) or 2^-11 (f16) of a
+ * value: once for the result and, averaged over a sum, once for each operand that was rounded on
+ * the way.
  */
 void pair_compare(struct cuda_pair *p, const struct pair_buf *b, const char *what, float factor);
 
@@ -91,7 +92,8 @@ void pair_kv_free(struct cuda_pair *p, struct pair_kv *kv);
     do {                                                                                           \
         struct err pair_err_ = {0};                                                                \
         struct backend *be_ = (p)->cpu;                                                            \
-        ck_assert_msg(be_->ops->step_begin(be_, &(batch_)->cpu, &pair_err_) == 0, "%s", pair_err_.msg); \
+        ck_assert_msg(be_->ops->step_begin(be_, &(batch_)->cpu, &pair_err_) == 0, "%s",            \
+                      pair_err_.msg);                                                              \
         {                                                                                          \
             enum { on_gpu = 0 };                                                                   \
             struct field pair_args_ = {__VA_ARGS__};                                               \
@@ -99,7 +101,8 @@ void pair_kv_free(struct cuda_pair *p, struct pair_kv *kv);
         }                                                                                          \
         ck_assert_msg(be_->ops->step_end(be_, &pair_err_) == 0, "%s", pair_err_.msg);              \
         be_ = (p)->gpu;                                                                            \
-        ck_assert_msg(be_->ops->step_begin(be_, &(batch_)->gpu, &pair_err_) == 0, "%s", pair_err_.msg); \
+        ck_assert_msg(be_->ops->step_begin(be_, &(batch_)->gpu, &pair_err_) == 0, "%s",            \
+                      pair_err_.msg);                                                              \
         {                                                                                          \
             enum { on_gpu = 1 };                                                                   \
             struct field pair_args_ = {__VA_ARGS__};                                               \
@@ -109,7 +112,7 @@ void pair_kv_free(struct cuda_pair *p, struct pair_kv *kv);
     } while (0)
 
 /* Inside PAIR_RUN: the side that runs. */
-#define SIDE(x) (on_gpu ? (x).gpu : (x).cpu)
+#define SIDE(x)     (on_gpu ? (x).gpu : (x).cpu)
 #define SIDE_REF(x) (on_gpu ? &(x).gpu : &(x).cpu)
 
 #endif

@@ -8,16 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_SLOTS  24
-#define N_LAYERS   2
-#define LAYER      1
-#define MAX_HEADS  40
+#define MAX_SLOTS 24
+#define N_LAYERS  2
+#define LAYER     1
+#define MAX_HEADS 40
 
 /* One model shape and the lengths of its sequences. */
 struct attn_case {
     enum dtype dtype;
     int n_heads, n_kv_heads, head_dim, page_entries;
-    int kind; /* of geometry: 0 dense, 1 sink and ring, 2 BLOCK rings of many lengths, 3 mixed windows */
+    int kind; /* of geometry: 0 dense, 1 sink and ring, 2 BLOCK rings of many lengths, 3 mixed
+                 windows */
 };
 
 static struct kv_geom geom[MAX_SLOTS * N_LAYERS * MAX_HEADS];
@@ -49,8 +50,9 @@ static void make_geometry(const struct attn_case *c, int n_slots)
 
             if (g.mask == KV_MASK_BLOCK)
                 less = h % 2 ? 0 : (g.ring > 64 ? 64 : 0);
-            window[i * group + h] = w == KV_WINDOW_ALL && c->kind != 3 ? w :
-                                    w == KV_WINDOW_ALL ? 200 + h : w - less;
+            window[i * group + h] = w == KV_WINDOW_ALL && c->kind != 3 ? w
+                                    : w == KV_WINDOW_ALL               ? 200 + h
+                                                                       : w - less;
         }
     }
 }
@@ -58,10 +60,16 @@ static void make_geometry(const struct attn_case *c, int n_slots)
 static struct pair_kv make_kv(struct cuda_pair *p, const struct attn_case *c, int n_slots,
                               const int32_t *len, const int32_t *max_len)
 {
-    struct pair_kv_shape s = {.n_slots = n_slots, .n_layers = N_LAYERS, .n_heads = c->n_heads,
-                              .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
-                              .page_entries = c->page_entries, .geom = geom, .window = window,
-                              .len = len, .max_len = max_len};
+    struct pair_kv_shape s = {.n_slots = n_slots,
+                              .n_layers = N_LAYERS,
+                              .n_heads = c->n_heads,
+                              .n_kv_heads = c->n_kv_heads,
+                              .head_dim = c->head_dim,
+                              .page_entries = c->page_entries,
+                              .geom = geom,
+                              .window = window,
+                              .len = len,
+                              .max_len = max_len};
 
     make_geometry(c, n_slots);
     return pair_kv_new(p, &s, 3);
@@ -70,8 +78,8 @@ static struct pair_kv make_kv(struct cuda_pair *p, const struct attn_case *c, in
 /* Decode rows of every length around a tile, a chunk and a full ring; then each row alone. */
 static void check_decode(const struct attn_case *c)
 {
-    static const int32_t lens[] = {1, 2, 63, 64, 65, 4, 5, 127, 128, 129, 191, 192, 193, 197, 255,
-                                   256, 257, 300, 511, 513, 1023, 1025, 2049, 2100};
+    static const int32_t lens[] = {1,   2,   63,  64,  65,  4,   5,   127, 128,  129,  191,  192,
+                                   193, 197, 255, 256, 257, 300, 511, 513, 1023, 1025, 2049, 2100};
     enum { N = sizeof(lens) / sizeof(lens[0]) };
     struct cuda_pair p;
     int32_t pos[N], slot[N];
@@ -121,16 +129,16 @@ static void check_decode(const struct attn_case *c)
 }
 
 static const struct attn_case decode_cases[] = {
-    {DTYPE_F32, 4, 4, 64, 64, 0},    {DTYPE_F32, 8, 2, 128, 64, 1},   {DTYPE_F32, 4, 4, 32, 64, 2},
-    {DTYPE_F32, 6, 2, 80, 64, 3},    {DTYPE_F32, 2, 1, 96, 16, 2},    {DTYPE_F32, 2, 2, 256, 64, 3},
-    {DTYPE_BF16, 4, 4, 128, 64, 0},  {DTYPE_BF16, 4, 4, 128, 64, 1},  {DTYPE_BF16, 5, 5, 128, 64, 2},
-    {DTYPE_BF16, 4, 4, 128, 64, 3},  {DTYPE_BF16, 8, 4, 128, 64, 2},  {DTYPE_BF16, 6, 2, 128, 64, 3},
-    {DTYPE_BF16, 8, 2, 128, 64, 2},  {DTYPE_BF16, 10, 2, 128, 64, 1}, {DTYPE_BF16, 12, 2, 64, 64, 3},
-    {DTYPE_BF16, 7, 1, 80, 64, 2},   {DTYPE_BF16, 16, 2, 128, 64, 0}, {DTYPE_BF16, 32, 1, 64, 64, 3},
-    {DTYPE_BF16, 4, 4, 32, 16, 2},   {DTYPE_BF16, 8, 2, 32, 64, 1},   {DTYPE_BF16, 4, 4, 64, 16, 1},
-    {DTYPE_BF16, 3, 3, 80, 64, 1},   {DTYPE_BF16, 3, 3, 96, 64, 2},   {DTYPE_BF16, 9, 3, 96, 64, 1},
-    {DTYPE_BF16, 2, 2, 256, 64, 2},  {DTYPE_BF16, 8, 2, 256, 64, 3},  {DTYPE_BF16, 4, 2, 256, 16, 1},
-    {DTYPE_F16, 4, 4, 128, 64, 2},   {DTYPE_F16, 8, 2, 128, 64, 3},   {DTYPE_F16, 8, 4, 64, 64, 1},
+    {DTYPE_F32, 4, 4, 64, 64, 0},   {DTYPE_F32, 8, 2, 128, 64, 1},   {DTYPE_F32, 4, 4, 32, 64, 2},
+    {DTYPE_F32, 6, 2, 80, 64, 3},   {DTYPE_F32, 2, 1, 96, 16, 2},    {DTYPE_F32, 2, 2, 256, 64, 3},
+    {DTYPE_BF16, 4, 4, 128, 64, 0}, {DTYPE_BF16, 4, 4, 128, 64, 1},  {DTYPE_BF16, 5, 5, 128, 64, 2},
+    {DTYPE_BF16, 4, 4, 128, 64, 3}, {DTYPE_BF16, 8, 4, 128, 64, 2},  {DTYPE_BF16, 6, 2, 128, 64, 3},
+    {DTYPE_BF16, 8, 2, 128, 64, 2}, {DTYPE_BF16, 10, 2, 128, 64, 1}, {DTYPE_BF16, 12, 2, 64, 64, 3},
+    {DTYPE_BF16, 7, 1, 80, 64, 2},  {DTYPE_BF16, 16, 2, 128, 64, 0}, {DTYPE_BF16, 32, 1, 64, 64, 3},
+    {DTYPE_BF16, 4, 4, 32, 16, 2},  {DTYPE_BF16, 8, 2, 32, 64, 1},   {DTYPE_BF16, 4, 4, 64, 16, 1},
+    {DTYPE_BF16, 3, 3, 80, 64, 1},  {DTYPE_BF16, 3, 3, 96, 64, 2},   {DTYPE_BF16, 9, 3, 96, 64, 1},
+    {DTYPE_BF16, 2, 2, 256, 64, 2}, {DTYPE_BF16, 8, 2, 256, 64, 3},  {DTYPE_BF16, 4, 2, 256, 16, 1},
+    {DTYPE_F16, 4, 4, 128, 64, 2},  {DTYPE_F16, 8, 2, 128, 64, 3},   {DTYPE_F16, 8, 4, 64, 64, 1},
     {DTYPE_F16, 8, 2, 80, 16, 2},
 };
 
@@ -242,8 +250,8 @@ static const struct attn_case prompt_cases[] = {
 /* Prompt rows and what they leave in the pages are the CPU's, however the prompt is cut. */
 START_TEST(attn_prompt__is_the_cpus)
 {
-    static const int shapes[][2] = {{0, 1}, {0, 63}, {0, 64}, {0, 65}, {0, 300}, {64, 64}, {63, 2},
-                                    {129, 1}, {300, 130}, {512, 150}, {70, 700}};
+    static const int shapes[][2] = {{0, 1},  {0, 63},  {0, 64},    {0, 65},    {0, 300}, {64, 64},
+                                    {63, 2}, {129, 1}, {300, 130}, {512, 150}, {70, 700}};
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         check_prompt(&prompt_cases[_i], shapes[i][0], shapes[i][1]);
@@ -290,8 +298,15 @@ START_TEST(attn__refuses_what_is_not_built)
     kv = make_kv(&p, &c, 1, len, len);
     q = pair_random(&p, 96, 1, 1);
     b = pair_batch_new(&p, 1, 1, 0, 0, NULL, pos, slot, NULL, NULL);
-    struct attn_args a = {.batch = &b.gpu, .kv = &kv.gpu, .layer = LAYER, .n_heads = 2,
-                          .n_kv_heads = 2, .head_dim = 48, .scale = 1, .q = q.gpu, .out = q.gpu};
+    struct attn_args a = {.batch = &b.gpu,
+                          .kv = &kv.gpu,
+                          .layer = LAYER,
+                          .n_heads = 2,
+                          .n_kv_heads = 2,
+                          .head_dim = 48,
+                          .scale = 1,
+                          .q = q.gpu,
+                          .out = q.gpu};
     ck_assert_int_eq(p.gpu->ops->attn(p.gpu, &a, &err), ERR_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(err.msg, "48"));
     pair_batch_free(&p, &b);

@@ -46,7 +46,8 @@ struct run {
     double worst, rms; /* over all logits so far */
 };
 
-/* One step on both: slot 0 has n rows from pos, slot 1 likewise when n1 > 0; all logits compared. */
+/* One step on both: slot 0 has n rows from pos, slot 1 likewise when n1 > 0; all logits compared.
+ */
 static void step(struct run *r, int n, int pos, int n1, int pos1, bool decode)
 {
     int32_t token[LENGTH * 2], at[LENGTH * 2], slot[LENGTH * 2], rows[LENGTH * 2];
@@ -64,8 +65,8 @@ static void step(struct run *r, int n, int pos, int n1, int pos1, bool decode)
         token[i] = (at[i] * 31 + slot[i] * 7) % VOCAB;
         rows[i] = i;
     }
-    b = pair_batch_new(&r->p, all, decode ? all : 0, decode ? 0 : 1 + (n1 > 0), all, token, at, slot,
-                       chunks, rows);
+    b = pair_batch_new(&r->p, all, decode ? all : 0, decode ? 0 : 1 + (n1 > 0), all, token, at,
+                       slot, chunks, rows);
     ck_assert_int_eq(r->p.cpu->ops->step_begin(r->p.cpu, &b.cpu, &err), 0);
     ck_assert_msg(model_forward(r->cpu, &b.cpu, &r->kv.cpu, NULL, &err) == 0, "%s", err.msg);
     ck_assert_int_eq(r->p.cpu->ops->step_end(r->p.cpu, &err), 0);
@@ -91,8 +92,11 @@ static void step(struct run *r, int n, int pos, int n1, int pos1, bool decode)
 static void check_model(enum dtype dtype, int variant, double tolerance)
 {
     struct model_config c;
-    struct model_params params = {.random_weights = true, .seed = 7, .dtype = dtype,
-                                  .max_rows = 2 * LENGTH, .max_logits = 2 * LENGTH};
+    struct model_params params = {.random_weights = true,
+                                  .seed = 7,
+                                  .dtype = dtype,
+                                  .max_rows = 2 * LENGTH,
+                                  .max_logits = 2 * LENGTH};
     int32_t len[2] = {0, 0}, max_len[2] = {LENGTH, LENGTH};
     struct kv_geom geom[2 * N_LAYERS * 8];
     int32_t window[2 * N_LAYERS * 8];
@@ -113,8 +117,10 @@ static void check_model(enum dtype dtype, int variant, double tolerance)
 
         window[i] = kv_head % 3 == 1 ? 64 : KV_WINDOW_ALL;
     }
-    r.kv = pair_kv_new(&r.p, &(struct pair_kv_shape){2, N_LAYERS, c.n_heads, c.n_kv_heads,
-                                                     c.head_dim, 64, geom, window, len, max_len}, 9);
+    r.kv = pair_kv_new(&r.p,
+                       &(struct pair_kv_shape){2, N_LAYERS, c.n_heads, c.n_kv_heads, c.head_dim, 64,
+                                               geom, window, len, max_len},
+                       9);
     step(&r, 150, 0, 37, 0, false);
     step(&r, 1, 150, 1, 37, true);
     step(&r, 70, 151, 3, 38, false);
@@ -136,7 +142,8 @@ START_TEST(model__is_the_cpus_in_f32)
 }
 END_TEST
 
-/* In 16 bits the GPU also rounds activations: a dozen roundings of 2^-9 (bf16) add up in a logit. */
+/* In 16 bits the GPU also rounds activations: a dozen roundings of 2^-9 (bf16) add up in a logit.
+ */
 START_TEST(model__is_near_the_cpus_in_16_bits)
 {
     check_model(DTYPE_BF16, _i, 0.15);

@@ -51,7 +51,8 @@ START_TEST(embed__copies_rows)
 }
 END_TEST
 
-/* Shapes of products: one row, a tile of 8 and of 64 rows and one off; outputs and inputs likewise. */
+/* Shapes of products: one row, a tile of 8 and of 64 rows and one off; outputs and inputs likewise.
+ */
 static const struct product {
     int n, n_decode, n_in, n_out;
 } products[] = {
@@ -99,8 +100,8 @@ END_TEST
 /* Every activation, gated and plain, RMSNorm and LayerNorm, with and without bias. */
 START_TEST(ffn__is_the_cpus)
 {
-    static const int sizes[][4] = {{1, 1, 64, 40}, {9, 9, 136, 264}, {70, 66, 128, 136},
-                                   {40, 3, 256, 688}, {1, 0, 72, 24}};
+    static const int sizes[][4] = {
+        {1, 1, 64, 40}, {9, 9, 136, 264}, {70, 66, 128, 136}, {40, 3, 256, 688}, {1, 0, 72, 24}};
     const int *s = sizes[_i];
 
     for (int v = 0; v < N_DTYPES * 12; v++) {
@@ -122,13 +123,16 @@ START_TEST(ffn__is_the_cpus)
         x = pair_random(&p, (size_t)s[0] * s[2], 2, 13);
         b = rows_batch(&p, s[0], s[1], 0);
         PAIR_RUN(&p, &b, ffn, ffn_args, .batch = SIDE_REF(b), .dim = s[2], .ffn_dim = s[3],
-                 .norm = {.kind = layer_norm ? NORM_LAYER : NORM_RMS, .gain = SIDE_REF(gain),
-                          .bias = layer_norm ? SIDE_REF(nb) : NULL, .eps = 1e-5f},
+                 .norm = {.kind = layer_norm ? NORM_LAYER : NORM_RMS,
+                          .gain = SIDE_REF(gain),
+                          .bias = layer_norm ? SIDE_REF(nb) : NULL,
+                          .eps = 1e-5f},
                  .act = act, .gated = gated, .w_in = SIDE_REF(w_in),
                  .b_in = layer_norm ? SIDE_REF(b_in) : NULL, .w_down = SIDE_REF(w_down),
                  .b_down = layer_norm ? SIDE_REF(b_down) : NULL, .x = SIDE(x));
-        snprintf(what, sizeof(what), "ffn %d rows %d decode dim %d inner %d act %d gated %d norm %d",
-                 s[0], s[1], s[2], s[3], act, gated, layer_norm);
+        snprintf(what, sizeof(what),
+                 "ffn %d rows %d decode dim %d inner %d act %d gated %d norm %d", s[0], s[1], s[2],
+                 s[3], act, gated, layer_norm);
         pair_compare(&p, &x, what, 2);
         pair_batch_free(&p, &b);
         pair_free(&p, &x);
@@ -182,7 +186,7 @@ struct attn_in_case {
 };
 
 static const struct attn_in_case attn_in_cases[] = {
-    {4, 4, 64, 64, false, false}, {6, 2, 80, 32, true, false},  {8, 1, 128, 128, false, true},
+    {4, 4, 64, 64, false, false}, {6, 2, 80, 32, true, false},    {8, 1, 128, 128, false, true},
     {3, 3, 32, 0, true, true},    {2, 2, 256, 256, false, false}, {4, 2, 96, 96, true, false},
 };
 
@@ -196,8 +200,9 @@ START_TEST(attn_in__is_the_cpus)
         struct cuda_pair p;
         struct kv_geom geom[(N_DECODE + 1) * N_LAYERS * 8];
         int32_t window[(N_DECODE + 1) * N_LAYERS * 8], len[N_DECODE + 1], max_len[N_DECODE + 1];
-        struct pair_kv_shape shape = {N_DECODE + 1, N_LAYERS, c->n_heads, c->n_kv_heads, c->head_dim,
-                                      64, geom, window, len, max_len};
+        struct pair_kv_shape shape = {N_DECODE + 1, N_LAYERS, c->n_heads, c->n_kv_heads,
+                                      c->head_dim,  64,       geom,       window,
+                                      len,          max_len};
         int all = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
         size_t kv_elems = (size_t)(N - N_DECODE) * c->n_kv_heads * c->head_dim;
         struct pair_weight gain, w, bias, qn, kn;
@@ -231,17 +236,17 @@ START_TEST(attn_in__is_the_cpus)
         /* NaN would hide what was not written: start from zeros. */
         memset(kv.pages.cpu, 0, kv.pages.n * dtype_bytes(p.dtype));
         ck_assert_int_eq(p.gpu->ops->upload(p.gpu, kv.pages.gpu, kv.pages.cpu,
-                                            kv.pages.n * dtype_bytes(p.dtype), NULL), 0);
+                                            kv.pages.n * dtype_bytes(p.dtype), NULL),
+                         0);
         b = rows_batch(&p, N, N_DECODE, 0);
-        PAIR_RUN(&p, &b, attn_in, attn_in_args, .batch = SIDE_REF(b), .kv = SIDE_REF(kv), .layer = 1,
-                 .dim = DIM, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
-                 .head_dim = c->head_dim, .x = SIDE(x),
-                 .norm = {.kind = NORM_RMS, .gain = SIDE_REF(gain), .eps = 1e-5f},
-                 .wqkv = SIDE_REF(w), .bqkv = c->bias ? SIDE_REF(bias) : NULL,
-                 .q_norm = c->qk_norm ? SIDE_REF(qn) : NULL,
-                 .k_norm = c->qk_norm ? SIDE_REF(kn) : NULL, .qk_norm_eps = 1e-6f,
-                 .rope_dim = c->rope_dim, .inv_freq = SIDE(freq), .rope_scale = 1.1f,
-                 .q = SIDE(q), .k_chunk = SIDE(k), .v_chunk = SIDE(v));
+        PAIR_RUN(
+            &p, &b, attn_in, attn_in_args, .batch = SIDE_REF(b), .kv = SIDE_REF(kv), .layer = 1,
+            .dim = DIM, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+            .x = SIDE(x), .norm = {.kind = NORM_RMS, .gain = SIDE_REF(gain), .eps = 1e-5f},
+            .wqkv = SIDE_REF(w), .bqkv = c->bias ? SIDE_REF(bias) : NULL,
+            .q_norm = c->qk_norm ? SIDE_REF(qn) : NULL, .k_norm = c->qk_norm ? SIDE_REF(kn) : NULL,
+            .qk_norm_eps = 1e-6f, .rope_dim = c->rope_dim, .inv_freq = SIDE(freq),
+            .rope_scale = 1.1f, .q = SIDE(q), .k_chunk = SIDE(k), .v_chunk = SIDE(v));
         pair_compare(&p, &q, "attn_in q", 2);
         pair_compare(&p, &k, "attn_in k_chunk", 2);
         pair_compare(&p, &v, "attn_in v_chunk", 2);
@@ -262,7 +267,8 @@ START_TEST(attn_in__is_the_cpus)
 }
 END_TEST
 
-/* A row's bits are the same alone and among any number of others, as decode row and as prompt row. */
+/* A row's bits are the same alone and among any number of others, as decode row and as prompt row.
+ */
 START_TEST(products__do_not_depend_on_the_batch)
 {
     static const int counts[] = {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 150};

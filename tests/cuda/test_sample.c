@@ -60,21 +60,31 @@ static void fill_rows(struct sample_row *rows, struct sample_bias *bias, struct 
         uint64_t k = (uint64_t)i * 16 + (uint64_t)kind * 100000;
         bool plain = i % 3 == 0;
 
-        rows[i] = (struct sample_row){
-            .temperature = pick(k, temperatures, 6), .top_p = pick(k + 1, top_ps, 6),
-            .min_p = pick(k + 2, min_ps, 5), .top_k = (int32_t)pick(k + 3, top_ks, 7),
-            .repetition_penalty = plain ? 1 : 1.2f, .presence_penalty = pick(k + 4, penalties, 4),
-            .frequency_penalty = pick(k + 5, penalties, 4), .seed = 1000 + (uint64_t)i,
-            .sample_idx = i % 4, .position = 17 + i, .forced_token = i % 13 == 5 ? i % vocab : -1,
-            .n_top = i % 5 == 0 ? MAX_TOP : i % 4, .bias_at = i * 8, .n_bias = plain ? 0 : 8,
-            .seen_at = i * 16, .n_seen = plain ? 0 : vocab < 16 ? vocab : 16};
+        rows[i] = (struct sample_row){.temperature = pick(k, temperatures, 6),
+                                      .top_p = pick(k + 1, top_ps, 6),
+                                      .min_p = pick(k + 2, min_ps, 5),
+                                      .top_k = (int32_t)pick(k + 3, top_ks, 7),
+                                      .repetition_penalty = plain ? 1 : 1.2f,
+                                      .presence_penalty = pick(k + 4, penalties, 4),
+                                      .frequency_penalty = pick(k + 5, penalties, 4),
+                                      .seed = 1000 + (uint64_t)i,
+                                      .sample_idx = i % 4,
+                                      .position = 17 + i,
+                                      .forced_token = i % 13 == 5 ? i % vocab : -1,
+                                      .n_top = i % 5 == 0 ? MAX_TOP : i % 4,
+                                      .bias_at = i * 8,
+                                      .n_bias = plain ? 0 : 8,
+                                      .seen_at = i * 16,
+                                      .n_seen = plain        ? 0
+                                                : vocab < 16 ? vocab
+                                                             : 16};
         for (int j = 0; j < 8; j++) /* with a token twice, and one banned */
-            bias[i * 8 + j] = (struct sample_bias){
-                .token = (int32_t)((i * 31 + (j == 7 ? 3 : j) * 97) % vocab),
-                .value = j == 2 ? -INFINITY : (float)j * 0.77f - 2};
+            bias[i * 8 + j] =
+                (struct sample_bias){.token = (int32_t)((i * 31 + (j == 7 ? 3 : j) * 97) % vocab),
+                                     .value = j == 2 ? -INFINITY : (float)j * 0.77f - 2};
         for (int j = 0; j < 16; j++)
-            seen[i * 16 + j] = (struct sample_seen){.token = (i * 7 + j * 5) % vocab,
-                                                    .n_generated = j % 3};
+            seen[i * 16 + j] =
+                (struct sample_seen){.token = (i * 7 + j * 5) % vocab, .n_generated = j % 3};
     }
 }
 
@@ -112,7 +122,8 @@ static void check_sampling(int vocab, int kind)
     b = pair_batch_new(&p, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL);
     PAIR_RUN(&p, &b, sample, sample_args, .n_rows = n_rows, .vocab_size = vocab, .max_top = MAX_TOP,
              .logits = SIDE(logits), .rows = SIDE(rows), .bias = SIDE(bias), .seen = SIDE(seen),
-             .result = SIDE(result), .top_token = SIDE(top_token), .top_logprob = SIDE(top_logprob));
+             .result = SIDE(result), .top_token = SIDE(top_token),
+             .top_logprob = SIDE(top_logprob));
     got = pair_get_bytes(&p, &result);
     got_top = pair_get_bytes(&p, &top_token);
     got_logprob = pair_get_bytes(&p, &top_logprob);
@@ -120,13 +131,13 @@ static void check_sampling(int vocab, int kind)
     for (int i = 0; i < n_rows; i++) {
         ck_assert_msg(got[i].token == want[i].token && nearly(got[i].logprob, want[i].logprob),
                       "vocab %d kind %d row %d (t %g k %d p %g min %g forced %d bias %d): token %d "
-                      "logprob %g, want %d %g", vocab, kind, i, (double)r[i].temperature,
-                      r[i].top_k, (double)r[i].top_p, (double)r[i].min_p, r[i].forced_token,
-                      r[i].n_bias, got[i].token, (double)got[i].logprob, want[i].token,
-                      (double)want[i].logprob);
+                      "logprob %g, want %d %g",
+                      vocab, kind, i, (double)r[i].temperature, r[i].top_k, (double)r[i].top_p,
+                      (double)r[i].min_p, r[i].forced_token, r[i].n_bias, got[i].token,
+                      (double)got[i].logprob, want[i].token, (double)want[i].logprob);
         for (int j = i * MAX_TOP; j < (i + 1) * MAX_TOP; j++)
             ck_assert_msg(got_top[j] == ((int32_t *)top_token.cpu)[j] &&
-                          nearly(got_logprob[j], ((float *)top_logprob.cpu)[j]),
+                              nearly(got_logprob[j], ((float *)top_logprob.cpu)[j]),
                           "vocab %d kind %d row %d top %d: %d %g, want %d %g", vocab, kind, i,
                           j - i * MAX_TOP, got_top[j], (double)got_logprob[j],
                           ((int32_t *)top_token.cpu)[j], (double)((float *)top_logprob.cpu)[j]);

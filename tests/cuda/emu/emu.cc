@@ -146,7 +146,8 @@ void emu_launch(const char *name, emu_grid g, const std::function<void()> &kerne
     running_name = name;
     running = &kernel;
     n_fibers = g.block.x * g.block.y * g.block.z;
-    if (n_fibers < 1 || n_fibers > MAX_THREADS || g.smem > SMEM_MAX || g.grid.y > 65535 || g.grid.x == 0)
+    if (n_fibers < 1 || n_fibers > MAX_THREADS || g.smem > SMEM_MAX || g.grid.y > 65535 ||
+        g.grid.x == 0)
         emu_die("launch is out of bounds");
     emu_block_dim = g.block;
     emu_grid_dim = g.grid;

@@ -2,11 +2,11 @@
  * emu - runs CUDA kernels on a CPU, to check their logic where there is no GPU.
  *
  * Forced in front of every .cu, which a C++ compiler then takes as it is, but for launches and
- * dynamic shared memory, which emu.awk rewrites. A CTA's threads are fibers that run until they must
- * wait: for a barrier, for the other lanes of a shuffle, for a copy. CTAs run one after the other.
- * What is asynchronous on a GPU happens here as late as the program allows (cp.async, at the wait) so
- * that a missing wait shows; deadlocks, misaligned copies and surplus arrivals end the program.
- * What it cannot show: races between CTAs, and anything about speed.
+ * dynamic shared memory, which emu.awk rewrites. A CTA's threads are fibers that run until they
+ * must wait: for a barrier, for the other lanes of a shuffle, for a copy. CTAs run one after the
+ * other. What is asynchronous on a GPU happens here as late as the program allows (cp.async, at the
+ * wait) so that a missing wait shows; deadlocks, misaligned copies and surplus arrivals end the
+ * program. What it cannot show: races between CTAs, and anything about speed.
  */
 #ifndef EMU_H
 #define EMU_H
@@ -65,13 +65,16 @@ struct emu_grid {
     dim3 grid, block;
     size_t smem;
 
-    emu_grid(dim3 g, dim3 b, size_t s = 0, cudaStream_t = 0) : grid(g), block(b), smem(s) {}
+    emu_grid(dim3 g, dim3 b, size_t s = 0, cudaStream_t = 0) : grid(g), block(b), smem(s)
+    {
+    }
 };
 void emu_launch(const char *name, emu_grid grid, const std::function<void()> &kernel);
 
 void emu_syncthreads();
 void emu_named_barrier(int id, int n_threads);
-/* Every lane's `bytes` bytes at `mine` to all lanes of the warp; valid until the next call but one. */
+/* Every lane's `bytes` bytes at `mine` to all lanes of the warp; valid until the next call but one.
+ */
 const unsigned char (*emu_exchange(const void *mine, size_t bytes))[32];
 void emu_yield(const char *why);
 [[noreturn]] void emu_die(const char *why);
@@ -111,7 +114,7 @@ template <typename T> static inline T __shfl_up_sync(unsigned, T v, int by)
 }
 static inline unsigned __ballot_sync(unsigned, int pred)
 {
-    const unsigned char (*all)[32];
+    const unsigned char(*all)[32];
     unsigned bits = 0;
 
     pred = pred != 0;

@@ -58,7 +58,8 @@ static inline void barrier_arrive_expect(uint64_t *bar, uint32_t n_bytes)
 {
     emu_barrier_arrive(bar, 1, n_bytes);
 }
-static inline void copy_bulk(smem_ref dst, const void *src, uint32_t n_bytes, uint64_t *bar, uint64_t)
+static inline void copy_bulk(smem_ref dst, const void *src, uint32_t n_bytes, uint64_t *bar,
+                             uint64_t)
 {
     if (dst % 16 || (uintptr_t)src % 16 || n_bytes % 16)
         emu_die("misaligned bulk copy");
@@ -82,7 +83,7 @@ static inline void named_barrier(int id, int n_threads)
 
 static inline void load_matrix4(uint32_t r[4], smem_ref addr)
 {
-    const unsigned char (*all)[32] = emu_exchange(&addr, sizeof(addr));
+    const unsigned char(*all)[32] = emu_exchange(&addr, sizeof(addr));
     int g = emu_self->lane / 4, t = emu_self->lane % 4;
 
     if (addr % 16)
@@ -96,7 +97,7 @@ static inline void load_matrix4(uint32_t r[4], smem_ref addr)
 }
 static inline void load_matrix4_trans(uint32_t r[4], smem_ref addr)
 {
-    const unsigned char (*all)[32] = emu_exchange(&addr, sizeof(addr));
+    const unsigned char(*all)[32] = emu_exchange(&addr, sizeof(addr));
     int g = emu_self->lane / 4, t = emu_self->lane % 4;
 
     if (addr % 16)
@@ -122,12 +123,13 @@ template <typename T> static inline void emu_pair(float out[2], uint32_t u)
     out[1] = (float)v[1];
 }
 
-/* Element (row, k) of a is in lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); b alike. */
+/* Element (row, k) of a is in lane 4 (row % 8) + k % 8 / 2, register row / 8 + 2 (k / 8); b alike.
+ */
 template <typename T>
 static inline void mma16816(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    const unsigned char (*all)[32] = emu_exchange(mine, sizeof(mine));
+    const unsigned char(*all)[32] = emu_exchange(mine, sizeof(mine));
     int g = emu_self->lane / 4, t = emu_self->lane % 4;
 
     for (int k = 0; k < 16; k += 2) {
