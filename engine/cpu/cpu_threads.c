@@ -1,8 +1,15 @@
 /*
- * cpu_threads - one job at a time, announced by a counter that workers watch.
+ * cpu_threads - one job at a time, announced by a ticket that workers watch and take items from.
  *
- * Everyone takes part in every job, the late ones only to find it finished: the join waits for
- * each worker, so a job's fields are never written while somebody still reads them.
+ * The join waits for items, never for workers: on a machine that others use too, a worker may be
+ * off its core for milliseconds, and then the caller does the work alone. So a late worker can
+ * look at a job that is over. The ticket makes that harmless:
+ *
+ *     ticket   [ job number : 32 | next item : 32 ]     next item CLOSED between jobs
+ *
+ * A worker reads ticket, then the job's fields, then takes items by exchanging the very ticket it
+ * read. The caller closes the ticket before it changes a field, so an exchange that succeeds
+ * proves that the fields belong to the job.
  */
 #include "engine/cpu/cpu_threads.h"
 
@@ -22,6 +29,7 @@
 #define SPIN_NS     100000 /* longer than the engine's own work between two ops of a step */
 #define SPIN_BURST  64     /* pauses between two looks at the clock */
 #define YIELD_NS    20000  /* a join that takes longer may be short of cores: let others run */
+#define CLOSED      UINT32_MAX /* the ticket's next item while there is no job */
 
 struct worker {
     struct cpu_threads *pool;
@@ -36,14 +44,13 @@ struct cpu_threads {
     int cores[MAX_THREADS]; /* where thread i is pinned */
     struct worker *workers; /* [n_threads]; the first is the caller and has no thread */
 
-    /* The job; written by the caller before job_seq moves, read by workers after. */
-    cpu_threads_fn *fn;
-    void *arg;
-    int64_t n_items, grain;
+    /* The job; written by the caller while the ticket is closed. */
+    _Atomic(cpu_threads_fn *) fn;
+    _Atomic(void *) arg;
+    _Atomic uint32_t n_items, grain;
 
-    _Alignas(64) atomic_int_fast64_t next_item;
-    _Alignas(64) atomic_uint job_seq;
-    _Alignas(64) atomic_int n_busy; /* workers that have not finished the job */
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic uint32_t n_done; /* items of the job that are finished */
     _Alignas(64) atomic_int n_asleep;
     atomic_bool stop;
     pthread_mutex_t mu; /* for sleeping only */
@@ -144,94 +151,119 @@ static void pin_self(int core)
     (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
-static void work_on_job(struct cpu_threads *t, int thread)
+static uint32_t ticket_job(uint64_t ticket)
 {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&t->next_item, t->grain, memory_order_relaxed);
-        int64_t end = begin + t->grain;
+    return (uint32_t)(ticket >> 32);
+}
 
-        if (begin >= t->n_items)
-            return;
-        t->fn(t->arg, begin, end < t->n_items ? end : t->n_items, thread);
+/* Takes items until none of job is left. */
+static void work_on_job(struct cpu_threads *t, uint32_t job, int thread)
+{
+    uint64_t ticket = atomic_load_explicit(&t->ticket, memory_order_acquire);
+
+    for (;;) {
+        cpu_threads_fn *fn = atomic_load_explicit(&t->fn, memory_order_acquire);
+        void *arg = atomic_load_explicit(&t->arg, memory_order_acquire);
+        uint32_t n_items = atomic_load_explicit(&t->n_items, memory_order_acquire);
+        uint32_t grain = atomic_load_explicit(&t->grain, memory_order_acquire);
+        uint32_t begin = (uint32_t)ticket, end;
+
+        if (ticket_job(ticket) != job || begin >= n_items)
+            return; /* CLOSED is beyond every number of items */
+        end = n_items - begin > grain ? begin + grain : n_items;
+        if (!atomic_compare_exchange_weak_explicit(&t->ticket, &ticket, (uint64_t)job << 32 | end,
+                                                   memory_order_acq_rel, memory_order_acquire))
+            continue; /* ticket is now what it was found to be */
+        fn(arg, begin, end, thread);
+        atomic_fetch_add_explicit(&t->n_done, end - begin, memory_order_acq_rel);
+        ticket = atomic_load_explicit(&t->ticket, memory_order_acquire);
     }
 }
 
-static void sleep_until_job(struct cpu_threads *t, unsigned seen)
+static void sleep_until_job(struct cpu_threads *t, uint32_t seen)
 {
     pthread_mutex_lock(&t->mu);
     /* Sequentially consistent on both sides: either we see the job or its caller sees us. */
     atomic_fetch_add(&t->n_asleep, 1);
-    while (atomic_load(&t->job_seq) == seen)
+    while (ticket_job(atomic_load(&t->ticket)) == seen)
         pthread_cond_wait(&t->wake, &t->mu);
     atomic_fetch_sub(&t->n_asleep, 1);
     pthread_mutex_unlock(&t->mu);
 }
 
-static void wait_for_job(struct cpu_threads *t, unsigned seen)
+/* The number of a job other than `seen`. */
+static uint32_t wait_for_job(struct cpu_threads *t, uint32_t seen)
 {
     int64_t until = clock_ns() + SPIN_NS;
+    uint32_t job;
 
     do {
         for (int i = 0; i < SPIN_BURST; i++) {
-            if (atomic_load_explicit(&t->job_seq, memory_order_acquire) != seen)
-                return;
+            job = ticket_job(atomic_load_explicit(&t->ticket, memory_order_acquire));
+            if (job != seen)
+                return job;
             cpu_pause();
         }
     } while (clock_ns() < until);
     sleep_until_job(t, seen);
+    return ticket_job(atomic_load_explicit(&t->ticket, memory_order_acquire));
 }
 
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct cpu_threads *t = w->pool;
-    unsigned seen = 0;
+    uint32_t job = 0;
 
     if (t->pin)
         pin_self(t->cores[w->index]);
     for (;;) {
-        wait_for_job(t, seen);
-        seen++;
+        job = wait_for_job(t, job);
         if (atomic_load(&t->stop))
             return NULL;
-        work_on_job(t, w->index);
-        atomic_fetch_sub_explicit(&t->n_busy, 1, memory_order_acq_rel);
+        work_on_job(t, job, w->index);
     }
 }
 
-static void announce_job(struct cpu_threads *t)
+/* Opens the next job, whose fields are written. Returns its number. */
+static uint32_t announce_job(struct cpu_threads *t)
 {
-    atomic_fetch_add(&t->job_seq, 1);
+    uint32_t job = ticket_job(atomic_load_explicit(&t->ticket, memory_order_relaxed)) + 1;
+
+    atomic_store(&t->ticket, (uint64_t)job << 32);
     if (atomic_load(&t->n_asleep) > 0) {
         pthread_mutex_lock(&t->mu);
         pthread_cond_broadcast(&t->wake);
         pthread_mutex_unlock(&t->mu);
     }
+    return job;
 }
 
-static void join_workers(struct cpu_threads *t)
+/* Waits until all items are finished, and closes the ticket. */
+static void join_job(struct cpu_threads *t, uint32_t job, uint32_t n_items)
 {
     int64_t yield_after = 0;
 
-    for (;;) {
-        for (int i = 0; i < SPIN_BURST; i++) {
-            if (atomic_load_explicit(&t->n_busy, memory_order_acquire) == 0)
-                return;
+    while (atomic_load_explicit(&t->n_done, memory_order_acquire) != n_items) {
+        for (int i = 0; i < SPIN_BURST; i++)
             cpu_pause();
-        }
         if (yield_after == 0)
             yield_after = clock_ns() + YIELD_NS;
         else if (clock_ns() > yield_after)
             sched_yield();
     }
+    atomic_store(&t->ticket, (uint64_t)job << 32 | CLOSED);
 }
 
 void cpu_threads_run(struct cpu_threads *t, int64_t n_items, int64_t grain, cpu_threads_fn *fn,
                      void *arg)
 {
+    uint32_t job;
+
     if (n_items <= 0)
         return;
     CHECK(grain > 0);
+    CHECK(n_items < CLOSED);
     if (t->pin && (!t->caller_is_pinned || !pthread_equal(t->pinned_caller, pthread_self()))) {
         pin_self(t->cores[0]);
         t->pinned_caller = pthread_self();
@@ -241,15 +273,15 @@ void cpu_threads_run(struct cpu_threads *t, int64_t n_items, int64_t grain, cpu_
         fn(arg, 0, n_items, 0);
         return;
     }
-    t->fn = fn;
-    t->arg = arg;
-    t->n_items = n_items;
-    t->grain = grain;
-    atomic_store_explicit(&t->next_item, 0, memory_order_relaxed);
-    atomic_store_explicit(&t->n_busy, t->n_threads - 1, memory_order_relaxed);
-    announce_job(t);
-    work_on_job(t, 0);
-    join_workers(t);
+    atomic_store_explicit(&t->fn, fn, memory_order_release);
+    atomic_store_explicit(&t->arg, arg, memory_order_release);
+    atomic_store_explicit(&t->n_items, (uint32_t)n_items, memory_order_release);
+    atomic_store_explicit(&t->grain, (uint32_t)(grain < n_items ? grain : n_items),
+                          memory_order_release);
+    atomic_store_explicit(&t->n_done, 0, memory_order_release);
+    job = announce_job(t);
+    work_on_job(t, job, 0);
+    join_job(t, job, (uint32_t)n_items);
 }
 
 int cpu_threads_count(const struct cpu_threads *t)
@@ -281,6 +313,7 @@ int cpu_threads_open(struct cpu_threads **out, int n_threads, bool pin, struct e
     if (!t)
         return err_set(err, ERR_NO_ROOM, "cpu threads: out of memory");
     memset(t, 0, sizeof(*t));
+    atomic_init(&t->ticket, CLOSED);
     pthread_mutex_init(&t->mu, NULL);
     pthread_cond_init(&t->wake, NULL);
     n_cores = list_cores(t->cores);
