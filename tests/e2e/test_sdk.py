@@ -206,10 +206,32 @@ def test_with_raw_response_headers(client, model):
 
 
 def test_retries_reach_a_daemon_that_comes_back(daemon, model):
-    """The SDK's own retry answers a refused connection: no daemon there, then one is."""
-    client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=1)
-    with pytest.raises(openai.APIConnectionError):
-        client.completions.create(model=model, prompt="x", max_tokens=1)
+    """The SDK's own retry: the first connection breaks off, the second is answered."""
+    import socket
+    import threading
+    front = socket.create_server(("127.0.0.1", 0))
+    n_seen = []
+
+    def pump(source, sink):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+    def serve():
+        front.accept()[0].close()
+        n_seen.append(1)
+        near, _ = front.accept()
+        n_seen.append(1)
+        far = socket.create_connection(("127.0.0.1", daemon.port))
+        threading.Thread(target=pump, args=(near, far), daemon=True).start()
+        pump(far, near)
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"http://127.0.0.1:{front.getsockname()[1]}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=2) as client:
+        answer = client.completions.create(model=model, prompt="x", max_tokens=1)
+    assert answer.usage.completion_tokens == 1 and len(n_seen) == 2
+    front.close()
 
 
 def test_overload_is_429_and_the_sdk_retries(model):
