@@ -90,6 +90,10 @@ CONFIG_KEY(INT, max_prompts, "256", 1, 65536, "prompts",
 CONFIG_KEY(INT, max_choices, "256", 1, 65536, "choices",
            "How many answers one request may ask for: prompts times n, or times best_of where "
            "that is larger.")
+CONFIG_KEY(BYTES, request_memory_bytes, "1GiB", 1048576, 1125899906842624, "",
+           "The memory that all requests together may take for their tokens, and for the logprobs "
+           "of their prompts. Beyond it a request is refused with status 429 and a Retry-After "
+           "header.")
 CONFIG_KEY(INT, max_logprobs, "20", 0, 1000, "tokens",
            "The most alternatives a chat request may ask for with top_logprobs. Completions "
            "allow 5, as the API prescribes.")

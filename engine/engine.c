@@ -58,8 +58,9 @@ void engine_close(struct engine *e)
     if (!e)
         return;
     if (e->thread_started) {
-        atomic_store(&e->closing, true);
+        /* In this order: what the inbox took, the thread drains after it saw `closing`. */
         ring_queue_close(&e->inbox);
+        atomic_store(&e->closing, true);
         pthread_join(e->thread, NULL);
         stats_release(&e->stats);
     }
@@ -92,17 +93,34 @@ static int live_idx(uint64_t id)
     return (int)(id & ((1u << IDX_BITS) - 1));
 }
 
-static void live_set(struct live_table *live, uint64_t id, struct request *r)
+/* Puts r into its seat. ERR_LIMIT: the others leave no memory for it; ERR_INVALID: nobody could. */
+static int live_set(struct live_table *live, struct request *r, struct err *err)
 {
+    int64_t n_bytes;
+
+    if (r->n_bytes > live->max_bytes)
+        return err_set(err, ERR_INVALID, "the request takes %lld bytes of %lld for all requests",
+                       (long long)r->n_bytes, (long long)live->max_bytes);
     pthread_mutex_lock(&live->mu);
-    live->by_idx[live_idx(id)] = r;
+    n_bytes = live->n_bytes + r->n_bytes;
+    if (n_bytes <= live->max_bytes) {
+        live->n_bytes = n_bytes;
+        live->by_idx[live_idx(r->id)] = r;
+    }
     pthread_mutex_unlock(&live->mu);
+    if (n_bytes <= live->max_bytes)
+        return 0;
+    return err_set(err, ERR_LIMIT, "the requests that run or wait take all memory meant for them");
 }
 
 static void live_give(struct live_table *live, uint64_t id)
 {
+    struct request **seat = &live->by_idx[live_idx(id)];
+
     pthread_mutex_lock(&live->mu);
-    live->by_idx[live_idx(id)] = NULL;
+    if (*seat)
+        live->n_bytes -= (*seat)->n_bytes;
+    *seat = NULL;
     live->free_idx[live->n_free++] = live_idx(id);
     pthread_mutex_unlock(&live->mu);
 }
@@ -134,9 +152,10 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     rc = request_new(&r, &e->env, req, new_id, err);
     if (rc == 0)
         rc = check_pool(e, r, err);
+    if (rc == 0)
+        rc = live_set(&e->live, r, err);
     if (rc < 0)
         goto out;
-    live_set(&e->live, new_id, r);
     *id = new_id; /* before the push: the first event may come at once */
     /* The inbox has room for everyone alive, so only closing can refuse. */
     if (!ring_queue_push(&e->inbox, &r)) {
@@ -354,7 +373,8 @@ void engine_dump(struct engine *e, struct strbuf *out)
                 "\"page_entries\":%d,\"table_entries\":%lld},\"plan\":",
                 e->info.dtype, (long long)e->info.n_pages, (long long)e->info.page_bytes,
                 (long long)e->info.kv_bytes, e->env.shape.page_entries, (long long)e->kv.table_len);
-    plan_describe(e->plan, &e->env.shape, e->env.max_seq_len, out);
+    plan_describe(e->plan, &e->env.shape,
+                  e->env.plan_length ? e->env.plan_length : e->env.max_seq_len, out);
     if (lock_for_dump(e)) {
         strbuf_addf(out, ",\"pages_free\":%d,\"preemptions\":%lld", (int)e->kv.pool.n_free,
                     (long long)e->sched.n_preemptions);

@@ -96,7 +96,7 @@ struct engine_request {
 /*
  * Queues a request. ERR_INVALID: out of range, the message says what (a client's fault);
  * ERR_CONTEXT: prompt + max_tokens exceed the context, or the pool could never hold them;
- * ERR_LIMIT: the queue is full; ERR_CLOSED. *id is never 0 and never reused.
+ * ERR_LIMIT: the queue or the memory for requests is full; ERR_CLOSED. *id is never 0 and never reused.
  */
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err);
 

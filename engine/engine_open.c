@@ -265,6 +265,7 @@ static int open_queues(struct engine *e, const struct config *config, struct err
     struct live_table *live = &e->live;
 
     live->n_max = live->n_free = config->max_batch + config->max_waiting;
+    live->max_bytes = config->request_memory_bytes;
     live->by_idx = calloc((size_t)live->n_max, sizeof(struct request *));
     live->free_idx = calloc((size_t)live->n_max, sizeof(*live->free_idx));
     e->drained = calloc((size_t)live->n_max, sizeof(struct request *));

@@ -35,6 +35,7 @@ struct live_table {
     int32_t *free_idx;       /* [n_free] a stack */
     int n_max, n_free;
     uint64_t n_ever;
+    int64_t n_bytes, max_bytes; /* of all of them */
 };
 
 struct engine {

@@ -10,8 +10,9 @@
 #include <string.h>
 #include <time.h>
 
-/* Text that a record holds without asking for memory: a token has some four bytes. */
-#define TEXT_BYTES_MAX (64 * 1024)
+/* What a side holds without asking for memory: a poller is seldom further behind. */
+#define FIRST_TOKENS    32
+#define BYTES_PER_TOKEN 8
 
 void outbox_init(struct outbox *o)
 {
@@ -34,7 +35,7 @@ void outbox_release(struct outbox *o)
 int outbox_record_init(struct outbox_record *r, uint64_t id, void *user, int n_prompt,
                        int max_tokens, struct engine_token *prompt_tokens, struct err *err)
 {
-    size_t text_bytes = (size_t)max_tokens * 4 + 16;
+    int n_room = max_tokens < FIRST_TOKENS ? max_tokens : FIRST_TOKENS;
     bool ok = true;
 
     *r = (struct outbox_record){.max_tokens = max_tokens, .prompt_tokens = prompt_tokens};
@@ -42,10 +43,9 @@ int outbox_record_init(struct outbox_record *r, uint64_t id, void *user, int n_p
         .id = id, .user = user, .n_prompt_tokens = n_prompt, .stop_token = -1};
     for (int i = 0; i < 2; i++) {
         strbuf_init(&r->side[i].text);
-        ok = ok && strbuf_grow(&r->side[i].text,
-                               text_bytes < TEXT_BYTES_MAX ? text_bytes : TEXT_BYTES_MAX);
-        /* calloc of a large array costs address space only, until a slow poller lets it fill. */
-        r->side[i].tokens = calloc((size_t)max_tokens + 1, sizeof(*r->side[i].tokens));
+        ok = ok && strbuf_grow(&r->side[i].text, FIRST_TOKENS * BYTES_PER_TOKEN);
+        r->side[i].tokens = calloc((size_t)n_room + 1, sizeof(*r->side[i].tokens));
+        r->side[i].n_room = n_room;
         ok = ok && r->side[i].tokens;
     }
     if (!ok) {
@@ -79,23 +79,51 @@ static void list_record(struct outbox *o, struct outbox_record *r)
     o->n_listed++;
 }
 
-void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_news *news)
+/* Room for n more tokens; max_tokens bounds them all. */
+static bool side_grow(struct outbox_side *side, int n, int max_tokens)
 {
-    struct outbox_side *side;
-    size_t base;
+    int64_t n_room = side->n_room;
+    struct engine_token *tokens;
 
-    pthread_mutex_lock(&o->mu);
-    CHECK(r->head.finish == FINISH_NONE);
-    side = &r->side[r->write_side];
-    base = side->text.len;
-    CHECK(side->n_tokens + news->n_tokens <= r->max_tokens);
+    CHECK(n <= max_tokens - side->n_tokens);
+    if (n <= side->n_room - side->n_tokens)
+        return true;
+    while (n_room < side->n_tokens + n)
+        n_room *= 2;
+    if (n_room > max_tokens)
+        n_room = max_tokens;
+    tokens = realloc(side->tokens, (size_t)n_room * sizeof(*tokens));
+    if (!tokens)
+        return false;
+    side->tokens = tokens;
+    side->n_room = (int)n_room;
+    return true;
+}
+
+/* Text and tokens go together: what is left out of one is left out of the other. */
+static bool side_add(struct outbox_side *side, const struct outbox_news *news, int max_tokens)
+{
+    size_t base = side->text.len;
+
+    if (!side_grow(side, news->n_tokens, max_tokens))
+        return false;
     if (news->text_len)
         strbuf_add(&side->text, news->text, news->text_len);
+    if (side->text.failed)
+        return false;
     for (int i = 0; i < news->n_tokens; i++) {
         side->tokens[side->n_tokens] = news->tokens[i];
         side->tokens[side->n_tokens++].text_at += (int)base;
     }
-    r->text_lost = r->text_lost || side->text.failed;
+    return true;
+}
+
+void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_news *news)
+{
+    pthread_mutex_lock(&o->mu);
+    CHECK(r->head.finish == FINISH_NONE);
+    if (!r->news_lost)
+        r->news_lost = !side_add(&r->side[r->write_side], news, r->max_tokens);
     r->head.n_completion_tokens = news->n_completion_tokens;
     r->prompt_ready = r->prompt_ready || news->prompt_ready;
     r->head.finish = news->finish;
@@ -146,9 +174,9 @@ struct outbox_record *outbox_take(struct outbox *o, struct engine_event *event)
         event->prompt_tokens = r->prompt_tokens;
     r->prompt_ready = false;
     /* A stream with a hole would be worse than an error. */
-    if (r->text_lost && event->finish) {
+    if (r->news_lost && event->finish) {
         event->finish = FINISH_ERROR;
-        event->error = "out of memory for the text";
+        event->error = "out of memory for what was generated";
     }
     pthread_mutex_unlock(&o->mu);
     return r;

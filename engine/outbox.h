@@ -5,6 +5,9 @@
  * writes one while the poller reads the other, so neither waits for the other and a poller that
  * stays away finds one long event later. The lock `mu` guards the list and every field of a record
  * but the side that is being read.
+ *
+ * A side starts small and doubles when the poller falls behind, so what a record takes follows what
+ * was generated and not collected, never what was asked for: the most is its request's max_tokens.
  */
 #ifndef OUTBOX_H
 #define OUTBOX_H
@@ -16,15 +19,15 @@
 
 struct outbox_side {
     struct strbuf text;
-    struct engine_token *tokens; /* [max_tokens] touched only as far as it was ever filled */
-    int n_tokens;
+    struct engine_token *tokens; /* [n_room] */
+    int n_tokens, n_room;
 };
 
 struct outbox_record { /* fields are private */
     struct outbox_side side[2];
     int write_side, max_tokens;
     struct engine_token *prompt_tokens; /* [n_prompt_tokens] until handed out */
-    bool listed, prompt_ready, text_lost;
+    bool listed, prompt_ready, news_lost;
     struct engine_event head; /* what is not in a side */
     struct outbox_record *next;
 };
@@ -39,7 +42,7 @@ struct outbox { /* fields are private */
 void outbox_init(struct outbox *o);
 void outbox_release(struct outbox *o);
 
-/* Room for max_tokens in each side. prompt_tokens is malloc'ed and consumed, or NULL. */
+/* max_tokens will ever be added. prompt_tokens is malloc'ed and consumed, or NULL. */
 int outbox_record_init(struct outbox_record *r, uint64_t id, void *user, int n_prompt,
                        int max_tokens, struct engine_token *prompt_tokens, struct err *err);
 void outbox_record_release(struct outbox_record *r);
@@ -58,7 +61,10 @@ struct outbox_news {
     int64_t start_ns, first_token_ns, last_token_ns;
 };
 
-/* Engine thread. After the news with a finish reason the record belongs to the poller. */
+/*
+ * Engine thread. After the news with a finish reason the record belongs to the poller. News that
+ * there is no memory for are lost, and the record then ends with FINISH_ERROR.
+ */
 void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_news *news);
 
 /* Wakes outbox_wait(). */

@@ -11,7 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PRIME_TOKENS 16 /* of the prompt: the longest character that a token border can cut */
+#define PRIME_TOKENS    16 /* of the prompt: the longest character that a token border can cut */
+#define HELD_TOKENS     32 /* at first: as many as the letters of a usual stop string */
+#define ARENA_EXTRA     (16u << 20)
+#define ARENA_CHUNK     4096
+#define FIXED_BYTES     (24 * 1024) /* of what can still grow: held tokens, texts, the outbox */
+#define BYTES_PER_TOKEN 40 /* of the arena: a token, its count and its place in the index */
 
 void sampling_params_init(struct sampling_params *p)
 {
@@ -223,12 +228,12 @@ static int geometry_init(struct request *r, struct err *err)
 static int text_init(struct request *r, const struct sampling_params *p, struct err *err)
 {
     int n_prime = r->seq.n_prompt < PRIME_TOKENS ? r->seq.n_prompt : PRIME_TOKENS;
-    size_t n_held = p->n_stop ? (size_t)p->max_tokens + 1 : 1;
     int rc = stop_match_init(&r->stops, &r->arena, p->stop, p->n_stop, err);
 
     if (rc < 0)
         return rc;
-    r->held = calloc(n_held, sizeof(*r->held));
+    r->n_held_room = HELD_TOKENS;
+    r->held = calloc(HELD_TOKENS, sizeof(*r->held));
     if (!r->held || !strbuf_grow(&r->pending, 256))
         return no_room(err);
     if (r->env->tokenizer) {
@@ -274,8 +279,8 @@ int request_new(struct request **out, const struct request_env *env,
     r->id = id;
     r->submit_ns = clock_ns();
     r->sampling = req->sampling;
-    /* Tokens and their counts take under 40 bytes each; the rest is heads and stop strings. */
-    arena_init(&r->arena, (size_t)n_limit * 40 + (16u << 20), 0);
+    /* What is not a token's is heads and stop strings. */
+    arena_init(&r->arena, (size_t)n_limit * BYTES_PER_TOKEN + ARENA_EXTRA, ARENA_CHUNK);
     r->tokens = arena_array(&r->arena, (size_t)n_limit, sizeof(*r->tokens));
     stop_ids = arena_array(&r->arena, (size_t)req->sampling.n_stop_ids, sizeof(*stop_ids));
     if (!r->tokens || !stop_ids) {
@@ -306,6 +311,9 @@ int request_new(struct request **out, const struct request_env *env,
         rc = record_init(r, req, err);
     if (rc < 0)
         goto out;
+    r->n_bytes = (int64_t)(sizeof(*r) + arena_used(&r->arena)) + FIXED_BYTES;
+    if (r->prompt_tokens)
+        r->n_bytes += req->n_prompt * (int64_t)sizeof(*r->prompt_tokens);
     *out = r;
     r = NULL;
 out:
@@ -369,6 +377,21 @@ static bool flush_text(struct request *r)
     return match_stops(r, at);
 }
 
+/* Room for one more held token. */
+static bool held_grow(struct request *r)
+{
+    struct engine_token *held;
+
+    if (r->n_held < r->n_held_room)
+        return true;
+    held = realloc(r->held, 2 * (size_t)r->n_held_room * sizeof(*held));
+    if (!held)
+        return false;
+    r->held = held;
+    r->n_held_room *= 2;
+    return true;
+}
+
 enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
                                       int64_t now_ns)
 {
@@ -378,6 +401,11 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
 
     CHECK(r->finish == FINISH_NONE);
     CHECK(r->seq.n_tokens < r->seq.need.n_limit);
+    if (!held_grow(r)) {
+        r->error = "out of memory for held-back tokens";
+        r->finish = FINISH_ERROR;
+        return r->finish;
+    }
     r->tokens[r->seq.n_tokens] = token->id;
     scheduler_push_token(&r->seq);
     counts_add(&r->counts, token->id, true);

@@ -2,8 +2,9 @@
  * request - one generation: what was asked for, what was generated, and what may be told of it.
  *
  * Made on the caller's thread by request_new(), which checks everything a client can get wrong and
- * takes all the memory that the request will need. From then on the engine thread owns it, but for
- * `cancel`; with the final event it passes to whoever polls.
+ * takes the memory that the request needs; only text and tokens that wait to be told can grow, with
+ * a stop string that is half there or a poller that stays away. From then on the engine thread owns
+ * it, but for `cancel`; with the final event it passes to whoever polls.
  *
  *   text     token -> detokenizer -> pending -> outbox. Text that a stop string might begin with
  *            stays pending, and with it the tokens it came from: a token is told together with its
@@ -53,6 +54,7 @@ struct request {
     struct sampling_params sampling; /* its pointers lead into the arena */
     const struct request_env *env;
     uint64_t id;
+    int64_t n_bytes; /* memory that it was made with, for request_memory_bytes */
     atomic_bool cancel;
     int32_t *tokens;              /* [n_prompt + max_tokens] */
     struct sample_bias *bias;     /* [n_bias] the client's */
@@ -65,7 +67,7 @@ struct request {
     struct stop_match stops;
     struct strbuf pending;     /* text not yet told */
     struct engine_token *held; /* [n_held] tokens not yet told; text_at counts in pending */
-    int n_held;
+    int n_held, n_held_room;
     enum finish_reason finish;
     int32_t stop_token;
     const char *stop_string, *error;

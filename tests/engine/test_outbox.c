@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define N_TOKENS 2000
@@ -55,6 +56,27 @@ START_TEST(outbox__extends_a_record_nobody_took)
     ck_assert_int_eq(event.stop_token, -1);
     ck_assert_ptr_null(outbox_take(&outbox, &event));
     outbox_taken(&outbox, &r);
+    outbox_record_release(&r);
+    outbox_release(&outbox);
+}
+END_TEST
+
+/* A poller that stays away finds every token later, and each with its own text. */
+START_TEST(outbox__keeps_all_for_a_late_poller)
+{
+    struct outbox_record r;
+    struct engine_event event;
+
+    outbox_init(&outbox);
+    record_init(&r, 5);
+    for (int i = 0; i < N_TOKENS; i++)
+        add(&r, i, i == N_TOKENS - 1 ? FINISH_LENGTH : FINISH_NONE);
+    ck_assert_ptr_eq(outbox_take(&outbox, &event), &r);
+    ck_assert_int_eq(event.n_tokens, N_TOKENS);
+    for (int i = 0; i < N_TOKENS; i++) {
+        ck_assert_int_eq(event.tokens[i].id, i);
+        ck_assert_int_eq(atoi(event.text + event.tokens[i].text_at + 1), i);
+    }
     outbox_record_release(&r);
     outbox_release(&outbox);
 }
@@ -168,6 +190,7 @@ TEST_SUITE(outbox)
     TCase *tc = test_case(suite, "core");
 
     tcase_add_test(tc, outbox__extends_a_record_nobody_took);
+    tcase_add_test(tc, outbox__keeps_all_for_a_late_poller);
     tcase_add_test(tc, outbox__writes_beside_the_reader);
     tcase_add_test(tc, outbox__lists_records_in_order);
     tcase_add_test(tc, outbox__loses_nothing_between_threads);
