@@ -5,7 +5,7 @@
  *   k, v  kv   per (slot, layer, kv_head) a list of pages [2, page_entries, head_dim]: sink, ring
  *   out   act  [n_rows, n_heads, head_dim]; sums and softmax state in f32
  *
- * Work     one item per (row, kv_head, part of its query heads, chunk of 256 or 1,024 indices).
+ * Work     one item per (row, kv_head, part of its query heads, chunk of 256 to 1,024 indices).
  *          Chunks are cut by index and merged in ascending order, so a row's bits depend on nothing
  *          but its own sequence. Persistent CTAs draw items from a counter; who draws what does not
  *          matter. Whoever finishes the last chunk of a (row, head) merges it: no second kernel.
@@ -206,8 +206,8 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, stru
 
     k.part_heads = MMA ? (group < MMA_HEADS ? group : MMA_HEADS) : HEADS;
     k.n_parts = (group + k.part_heads - 1) / k.part_heads;
-    k.chunk = MMA ? CHUNK_MMA : CHUNK_CORES;
-    static_assert(CHUNK_MMA % shape::TILE_KEYS == 0 && CHUNK_CORES % shape::TILE_KEYS == 0,
+    k.chunk = !MMA ? CHUNK_CORES : k.part_heads <= 4 ? CHUNK_MMA_4 : CHUNK_MMA_8;
+    static_assert(CHUNK_MMA_4 % shape::TILE_KEYS == 0 && CHUNK_CORES % shape::TILE_KEYS == 0,
                   "a chunk is whole tiles");
     rc = plan_run(cb, p, k.n_parts, k.chunk, err);
     if (rc < 0)

@@ -9,15 +9,19 @@
 #include "cuda/device.cuh"
 #include "engine/backend_kv.h"
 
-#define ITEM_SLOTS  4 /* items known ahead of the finishers */
-#define MAX_STAGES  16
-#define N_FINISHERS 4
-#define MMA_HEADS   8 /* query heads of a part on tensor cores */
-#define CHUNK_CORES                                                                                \
-    256 /* keys: 32 items for 8k, and a state of 0.4 % of the bytes it stands for                  \
-         */
-#define CHUNK_MMA     1024 /* a state per query head: 8 of them are 3 % of 256 keys, 0.8 % of 1,024 */
-#define MAX_PAGES     (CHUNK_MMA / 16)
+/*
+ * Keys of an item. A state of 520 bytes a query head (head_dim 128) is written for each item and
+ * read again: 0.4 % of 256 keys for one head, 0.8 % for 4 heads of 512 keys and for 8 of 1,024.
+ * Short sequences want small items, to be spread over all SMs.
+ */
+#define CHUNK_CORES   256
+#define CHUNK_MMA_4   512  /* parts of up to 4 query heads on tensor cores */
+#define CHUNK_MMA_8   1024 /* of 5 to 8 */
+#define MAX_PAGES     (CHUNK_MMA_8 / 16)
+#define MMA_HEADS     8 /* query heads of a part on tensor cores */
+#define ITEM_SLOTS    4 /* items known ahead of the finishers */
+#define MAX_STAGES    16
+#define N_FINISHERS   4
 #define STATE_BARRIER 1 /* named barrier of the finishers */
 
 struct attn_decode_args {

@@ -50,7 +50,7 @@ void *emu_dynamic;
 static fiber fibers[MAX_THREADS];
 static warp_state warps[MAX_THREADS / 32];
 static barrier_state barriers[16];
-static int n_fibers, n_switches_left;
+static int n_fibers;
 static void *scheduler_sp;
 static const std::function<void()> *running;
 static const char *running_name;
@@ -108,24 +108,49 @@ static void fiber_start(fiber *f)
     f->open.clear();
 }
 
+/* EMU_SEED=n: the threads of a CTA take turns in an order that is shuffled each round. */
+static void shuffle(int *order, int n)
+{
+    static uint64_t state;
+    const char *seed = getenv("EMU_SEED");
+
+    if (!seed)
+        return;
+    if (state == 0)
+        state = strtoull(seed, NULL, 10) * 2 + 88172645463325253ull;
+    for (int i = n - 1; i > 0; i--) {
+        int j, t = order[i];
+
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        j = (int)(state % (uint64_t)(i + 1));
+        order[i] = order[j];
+        order[j] = t;
+    }
+}
+
 static void run_block()
 {
-    int n_left = n_fibers;
+    int n_left = n_fibers, order[MAX_THREADS];
 
     memset(barriers, 0, sizeof(barriers));
     for (int i = 0; i < (n_fibers + 31) / 32; i++)
         warps[i].n_posted = 0;
     for (int i = 0; i < n_fibers; i++)
         fiber_start(&fibers[i]);
+    for (int i = 0; i < n_fibers; i++)
+        order[i] = i;
     while (n_left > 0) {
         progress = false;
         n_left = 0;
+        shuffle(order, n_fibers);
         for (int i = 0; i < n_fibers; i++) {
-            if (fibers[i].done)
+            fiber *f = &fibers[order[i]];
+
+            if (f->done)
                 continue;
-            emu_self = &fibers[i];
-            emu_switch(&scheduler_sp, fibers[i].sp);
-            n_left += !fibers[i].done;
+            emu_self = f;
+            emu_switch(&scheduler_sp, f->sp);
+            n_left += !f->done;
         }
         if (!progress) {
             for (int i = 0; i < n_fibers; i++) {
@@ -139,10 +164,10 @@ static void run_block()
 
 void emu_launch(const char *name, emu_grid g, const std::function<void()> &kernel)
 {
-    static char *smem;
+    /* Of the launch's own size, so that AddressSanitizer sees who reaches beyond it. */
+    size_t n_smem = (g.smem + 127) / 128 * 128;
+    char *smem = (char *)aligned_alloc(128, n_smem ? n_smem : 128);
 
-    if (!smem)
-        smem = (char *)aligned_alloc(128, SMEM_MAX);
     running_name = name;
     running = &kernel;
     n_fibers = g.block.x * g.block.y * g.block.z;
@@ -160,10 +185,11 @@ void emu_launch(const char *name, emu_grid g, const std::function<void()> &kerne
     for (unsigned y = 0; y < g.grid.y; y++) {
         for (unsigned x = 0; x < g.grid.x; x++) {
             emu_block_idx = make_uint3(x, y, 0);
-            memset(smem, 0xff, SMEM_MAX); /* NaN: what was not written must not be used */
+            memset(smem, 0xff, n_smem); /* NaN: what was not written must not be used */
             run_block();
         }
     }
+    free(smem);
     emu_self = NULL;
 }
 
