@@ -101,6 +101,9 @@ static int reckon(struct inspection *in, const struct config *config, int n_toke
     if (in->span_n < 1)
         return err_set(err, ERR_INVALID, "plan_length is %s, want request or a length",
                        config->plan_length);
+    if (config->page_entries > KV_TILE || KV_TILE % config->page_entries)
+        return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d", config->page_entries,
+                       KV_TILE);
     in->shape = (struct kv_shape){.n_layers = cfg->n_layers,
                                   .n_heads = cfg->n_heads,
                                   .n_kv_heads = cfg->n_kv_heads,
