@@ -113,6 +113,7 @@ static void decode_items(void *arg, int64_t begin, int64_t end, int thread)
         float *out = decode_out(j, row, head);
         int stop = index_end(d.kv.geom, d.pos);
 
+        d.stop = stop;
         for (d.begin = 0; d.begin < stop; d.begin += ATTN_CHUNK) {
             bool first = d.begin == 0;
 
@@ -151,6 +152,7 @@ static void decode_split_items(void *arg, int64_t begin, int64_t end, int thread
         if (d.begin >= stop)
             continue;
         d.end = stop - d.begin < ATTN_CHUNK ? stop : d.begin + ATTN_CHUNK;
+        d.stop = stop;
         d.state = split_state(j, item, chunk);
         d.o = (float *)(d.state + j->group);
         j->cb->kern->attn_decode(&d);
@@ -342,6 +344,7 @@ int cpu_attn(struct backend *be, const struct attn_args *a, struct err *err)
         return err_set(err, ERR_UNSUPPORTED, "attention: %d heads on %d KV heads", a->n_heads,
                        a->n_kv_heads);
     CHECK(a->kv->head_dim == a->head_dim);
+    CHECK(a->head_dim <= ATTN_MAX_HEAD_DIM);
     CHECK(a->kv->page_entries <= KV_TILE);
     CHECK(KV_TILE % a->kv->page_entries == 0);
     attn_decode_rows(cb, a);

@@ -17,126 +17,170 @@ VEC_FN const char *kv_entry_page(const struct kv_head *kv, int index)
 
 /* ---- decode ---- */
 
-/* score[g][key], one key's products with up to four heads at a time. */
-VEC_FN void decode_scores_of(float *score, const char *row, const float *q, int dim,
-                             const enum dtype dt, const int G)
+/*
+ * Queries, and the weighted sums of values, lie in the order of v_load_pair(), padded with zeros to
+ * whole steps: an array of rows a step long each is [DECODE_HEADS, dim_pad].
+ */
+#define DECODE_HEADS 8 /* query heads that share a pass over the keys */
+
+struct decode_work {
+    float q[DECODE_HEADS * ATTN_MAX_HEAD_DIM]; /* scaled */
+    float o[DECODE_HEADS * ATTN_MAX_HEAD_DIM];
+    float score[DECODE_HEADS * TILE];
+    float keep[DECODE_HEADS];
+    int dim, dim_pad;
+} __attribute__((aligned(64)));
+
+/* score[g][key] of four keys and G heads: each key is widened once for all of them. */
+VEC_FN void decode_scores_of(float *score, const char *const k[4], const float *q, int dim,
+                             int dim_pad, const enum dtype dt, const int G)
 {
-    vf acc[4];
+    vf acc[4][4];
     int d = 0;
 
 #pragma GCC unroll 4
-    for (int i = 0; i < G; i++)
-        acc[i] = v_zero();
-    for (; d + VW <= dim; d += VW) {
-        vf kv = v_load_as(row + (size_t)d * dtype_bytes(dt), dt);
-
+    for (int i = 0; i < 4; i++) {
 #pragma GCC unroll 4
-        for (int i = 0; i < G; i++)
-            acc[i] = v_fma(kv, v_load(q + (int64_t)i * dim + d), acc[i]);
+        for (int g = 0; g < G; g++)
+            acc[i][g] = v_zero();
+    }
+    for (; d + DOT_STEP <= dim; d += DOT_STEP) {
+        size_t at = (size_t)d * dtype_bytes(dt);
+        const char *row[4] = {k[0] + at, k[1] + at, k[2] + at, k[3] + at};
+
+        dot_step(acc, row, q + d, dim_pad, dt, G, 4);
     }
     if (d < dim) {
-        vf kv = v_load_tail(row + (size_t)d * dtype_bytes(dt), dt, dim - d);
+        char tail[4][DOT_STEP * 4] __attribute__((aligned(64)));
+        const char *row[4] = {tail[0], tail[1], tail[2], tail[3]};
 
-        for (int i = 0; i < G; i++)
-            acc[i] = v_fma(kv, v_load_tail(q + (int64_t)i * dim + d, DTYPE_F32, dim - d), acc[i]);
+        for (int i = 0; i < 4; i++)
+            step_tail(tail[i], k[i] + (size_t)d * dtype_bytes(dt), dim - d, dt);
+        dot_step(acc, row, q + d, dim_pad, dt, G, 4);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < G; i++)
-        score[i * TILE] = v_sum(acc[i]);
+    for (int g = 0; g < G; g++)
+        v_store_sums(score + g * TILE, acc[0][g], acc[1][g], acc[2][g], acc[3][g]);
 }
 
-/* Also asks for each key's value, v_ahead bytes further on: it is wanted next. */
-VEC_FN void decode_scores(float *score, const char *k, size_t v_ahead, const float *q, int group,
-                          int n, int dim, const enum dtype dt)
-{
-    size_t row_bytes = (size_t)dim * dtype_bytes(dt);
+#define SCORE_HEADS (GEMM_OUTS >= 8 ? 4 : 2) /* times 4 keys: of 32 registers, of 16 */
 
-    for (int key = 0; key < n; key++) {
-        const char *row = k + (size_t)key * row_bytes;
+/*
+ * The keys or values of one run, and those of the next page, which are asked for row by row while
+ * these are read: no hardware prefetcher looks beyond a page. They go to L2, since the few misses
+ * that L1 can have under way allow no more than half of the memory's bandwidth.
+ */
+struct decode_rows {
+    const char *at, *next;
+    size_t row_bytes, next_bytes; /* next_bytes 0: there is no next page */
+    int n;
+};
+
+/* score[g][key]; what stands behind key n - 1 up to the next multiple of 4 is overwritten. */
+VEC_FN void decode_scores(struct decode_work *w, const struct decode_rows *k, int group,
+                          const enum dtype dt)
+{
+    const char *next = k->next;
+
+    for (int key = 0; key < k->n; key += 4) {
+        const char *row[4];
         int g = 0;
 
-        for (size_t at = 0; at < row_bytes; at += 64)
-            __builtin_prefetch(row + v_ahead + at, 0, 3);
-        for (; g + 4 <= group; g += 4)
-            decode_scores_of(score + g * TILE + key, row, q + (int64_t)g * dim, dim, dt, 4);
+        for (int i = 0; i < 4; i++)
+            row[i] = k->at + (size_t)(key + i < k->n ? key + i : k->n - 1) * k->row_bytes;
+        for (size_t at = 0; at < 4 * k->next_bytes; at += 64)
+            __builtin_prefetch(next + at, 0, 2);
+        next += 4 * k->next_bytes;
+        for (; g + SCORE_HEADS <= group; g += SCORE_HEADS)
+            decode_scores_of(w->score + g * TILE + key, row, w->q + g * w->dim_pad, w->dim,
+                             w->dim_pad, dt, SCORE_HEADS);
         for (; g < group; g++)
-            decode_scores_of(score + g * TILE + key, row, q + (int64_t)g * dim, dim, dt, 1);
+            decode_scores_of(w->score + g * TILE + key, row, w->q + g * w->dim_pad, w->dim,
+                             w->dim_pad, dt, 1);
     }
 }
 
-/* o[g] = o[g] * keep[g] + sum of weight[g][key] * v[key]: G heads, D vectors of dims from d on. */
-VEC_FN void decode_values(float *o, const float *weight, const float *keep, const char *v, int n,
-                          int dim, int d, const enum dtype dt, const int G, const int D)
+/* o[g] = o[g] * keep[g] + sum of weight[g][key] * v[key]: G heads, P steps of dims from d on. */
+VEC_FN void decode_values_of(struct decode_work *w, int g0, int d, const struct decode_rows *r,
+                             const enum dtype dt, const int G, const int P)
 {
-    size_t esize = dtype_bytes(dt);
-    int m = dim - d < VW ? dim - d : VW; /* below VW only where D is 1 */
-    vf acc[4][4];
+    const float *weight = w->score + g0 * TILE;
+    const char *row = r->at + (size_t)d * dtype_bytes(dt), *next = r->next;
+    int left = w->dim - d;
+    vf acc[4][8];
 
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++) {
-#pragma GCC unroll 4
-        for (int i = 0; i < D; i++)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * P; i++)
             acc[g][i] = v_zero();
     }
-    for (int key = 0; key < n; key++) {
-        const char *row = v + ((size_t)key * (size_t)dim + (size_t)d) * esize;
-        vf vv[4];
+    for (int key = 0; key < r->n; key++) {
+        char tail[DOT_STEP * 4] __attribute__((aligned(64)));
+        vf value[8];
 
+        for (size_t at = 0; at < r->next_bytes; at += 64)
+            __builtin_prefetch(next + at, 0, 2);
+        if (P == 1 && left < DOT_STEP) {
+            step_tail(tail, row, left, dt);
+            v_load_pair(tail, dt, &value[0], &value[1]);
+        } else {
 #pragma GCC unroll 4
-        for (int i = 0; i < D; i++)
-            vv[i] = D > 1 || m == VW ? v_load_as(row + (size_t)(i * VW) * esize, dt)
-                                     : v_load_tail(row, dt, m);
+            for (int p = 0; p < P; p++)
+                v_load_pair(row + (size_t)(p * DOT_STEP) * dtype_bytes(dt), dt, &value[2 * p],
+                            &value[2 * p + 1]);
+        }
 #pragma GCC unroll 4
         for (int g = 0; g < G; g++) {
-            vf w = v_set1(weight[g * TILE + key]);
+            vf wv = v_set1(weight[g * TILE + key]);
 
-#pragma GCC unroll 4
-            for (int i = 0; i < D; i++)
-                acc[g][i] = v_fma(w, vv[i], acc[g][i]);
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * P; i++)
+                acc[g][i] = v_fma(wv, value[i], acc[g][i]);
         }
+        row += r->row_bytes;
+        next += r->next_bytes;
     }
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++) {
-        float *at = o + (int64_t)g * dim + d;
+        float *at = w->o + (g0 + g) * w->dim_pad + d;
+        vf keep = v_set1(w->keep[g0 + g]);
 
-        if (D > 1 || m == VW) {
-#pragma GCC unroll 4
-            for (int i = 0; i < D; i++)
-                v_store(at + i * VW, v_fma(v_load(at + i * VW), v_set1(keep[g]), acc[g][i]));
-        } else {
-            float lane[VW];
-
-            v_store(lane, v_fma(v_load_tail(at, DTYPE_F32, m), v_set1(keep[g]), acc[g][0]));
-            memcpy(at, lane, sizeof(float) * (size_t)m);
-        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * P; i++)
+            v_store(at + i * VW, v_fma(v_load(at + i * VW), keep, acc[g][i]));
     }
 }
 
-#define VALUE_VECS (GEMM_OUTS >= 8 ? 4 : 2) /* 4 heads of 4 vectors in 32 registers, of 2 in 16 */
+/* Heads and steps at a time: 16 sums in 32 registers, 8 in 16. */
+#define VALUE_STEPS_4 (GEMM_OUTS >= 8 ? 2 : 1) /* of 4 heads */
+#define VALUE_STEPS_1 (GEMM_OUTS >= 8 ? 4 : 2)
 
-VEC_FN void decode_values_all(float *o, const float *weight, const float *keep, const char *v,
-                              int n, int dim, int group, const enum dtype dt)
+VEC_FN void decode_values(struct decode_work *w, const struct decode_rows *v, int group,
+                          const enum dtype dt)
 {
-    for (int d = 0; d < dim;) {
-        int wide = d + VALUE_VECS * VW <= dim, g = 0;
+    struct decode_rows r = *v; /* the first pass asks for the next page, the others do not */
+    int g = 0;
 
-        for (; g + 4 <= group; g += 4) {
-            if (wide)
-                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
-                              4, VALUE_VECS);
-            else
-                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
-                              4, 1);
+    for (; g + 4 <= group; g += 4) {
+        int d = 0;
+
+        for (; d + VALUE_STEPS_4 * DOT_STEP <= w->dim; d += VALUE_STEPS_4 * DOT_STEP) {
+            decode_values_of(w, g, d, &r, dt, 4, VALUE_STEPS_4);
+            r.next_bytes = 0;
         }
-        for (; g < group; g++) {
-            if (wide)
-                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
-                              1, VALUE_VECS);
-            else
-                decode_values(o + (int64_t)g * dim, weight + g * TILE, keep + g, v, n, dim, d, dt,
-                              1, 1);
+        for (; d < w->dim; d += DOT_STEP)
+            decode_values_of(w, g, d, &r, dt, 4, 1);
+    }
+    for (; g < group; g++) {
+        int d = 0;
+
+        for (; d + VALUE_STEPS_1 * DOT_STEP <= w->dim; d += VALUE_STEPS_1 * DOT_STEP) {
+            decode_values_of(w, g, d, &r, dt, 1, VALUE_STEPS_1);
+            r.next_bytes = 0;
         }
-        d += wide ? VALUE_VECS * VW : VW;
+        for (; d < w->dim; d += DOT_STEP)
+            decode_values_of(w, g, d, &r, dt, 1, 1);
     }
 }
 
@@ -218,54 +262,107 @@ VEC_FN float decode_softmax(float score[TILE], struct attn_state *s, int n)
     return keep;
 }
 
+VEC_FN void decode_begin(const struct attn_decode_args *a, struct decode_work *w)
+{
+    vf scale = v_set1(a->scale);
+
+    w->dim = a->kv.head_dim;
+    w->dim_pad = (w->dim + DOT_STEP - 1) / DOT_STEP * DOT_STEP;
+    for (int g = 0; g < a->group; g++) {
+        float *q = w->q + g * w->dim_pad, *o = w->o + g * w->dim_pad;
+
+        a->state[g] = (struct attn_state){.max = -INFINITY, .sum = 0.0f};
+        dot_prepare(q, a->q + (int64_t)g * w->dim, w->dim, a->kv.dtype);
+        for (int d = 0; d < w->dim_pad; d += VW) {
+            v_store(q + d, v_load(q + d) * scale);
+            v_store(o + d, v_zero());
+        }
+    }
+}
+
+/* The sums in the order of the dims again. */
+VEC_FN void decode_end(const struct attn_decode_args *a, const struct decode_work *w,
+                       const enum dtype dt)
+{
+    for (int g = 0; g < a->group; g++) {
+        const float *o = w->o + g * w->dim_pad;
+        float *out = a->o + (int64_t)g * w->dim;
+
+        for (int d = 0; d < w->dim; d += DOT_STEP) {
+            float lane[DOT_STEP];
+            int n = w->dim - d < DOT_STEP ? w->dim - d : DOT_STEP;
+            vf lo = v_load(o + d), hi = v_load(o + d + VW);
+
+            if (dt == DTYPE_BF16)
+                v_zip(&lo, &hi);
+            v_store(lane, lo);
+            v_store(lane + VW, hi);
+            memcpy(out + d, lane, sizeof(float) * (size_t)n);
+        }
+    }
+}
+
 VEC_FN void attn_decode_of(const struct attn_decode_args *a, const enum dtype dt)
 {
-    float score[ATTN_MAX_GROUP * TILE] __attribute__((aligned(64)));
-    float keep[ATTN_MAX_GROUP];
-    int dim = a->kv.head_dim, max_window = 0;
-    size_t esize = dtype_bytes(dt);
+    struct decode_work w;
+    size_t row_bytes = (size_t)a->kv.head_dim * dtype_bytes(dt);
+    int max_window = 0;
 
-    for (int g = 0; g < a->group; g++) {
-        a->state[g] = (struct attn_state){.max = -INFINITY, .sum = 0.0f};
+    for (int g = 0; g < a->group; g++)
         max_window = a->window[g] > max_window ? a->window[g] : max_window;
-    }
-    memset(a->o, 0, sizeof(float) * (size_t)a->group * (size_t)dim);
+    decode_begin(a, &w);
     for (int index = a->begin; index < a->end;) {
         struct decode_run run = decode_next_run(a, &index, a->end);
-        const char *k, *v;
+        struct decode_rows k = {.row_bytes = row_bytes}, v;
 
         decode_trim_run(a, &run, max_window);
         if (run.n == 0)
             continue;
-        k = kv_entry_page(&a->kv, run.index) +
-            (size_t)(run.index % a->kv.page_entries) * (size_t)dim * esize;
-        v = k + (size_t)a->kv.page_entries * (size_t)dim * esize;
-        decode_scores(score, k, (size_t)(v - k), a->q, a->group, run.n, dim, dt);
+        k.n = run.n;
+        k.at =
+            kv_entry_page(&a->kv, run.index) + (size_t)(run.index % a->kv.page_entries) * row_bytes;
+        k.next = k.at;
+        if (index < a->stop) {
+            k.next = kv_entry_page(&a->kv, index);
+            k.next_bytes = row_bytes;
+        }
+        v = k;
+        v.at += (size_t)a->kv.page_entries * row_bytes;
+        v.next += (size_t)a->kv.page_entries * row_bytes;
+        decode_scores(&w, &k, a->group, dt);
         for (int g = 0; g < a->group; g++) {
-            float *s = score + g * TILE;
+            float *s = w.score + g * TILE;
 
-            for (int i = 0; i < run.n; i++)
-                s[i] *= a->scale;
             /* Later keys of a run are seen if its first one is. */
             for (int i = 0; i < run.n; i++) {
                 if (kv_sees_decode(a->kv.geom, a->window[g], a->pos, run.pos + i))
                     break;
                 s[i] = -INFINITY;
             }
-            keep[g] = decode_softmax(s, &a->state[g], run.n);
+            w.keep[g] = decode_softmax(s, &a->state[g], run.n);
         }
-        decode_values_all(a->o, score, keep, v, run.n, dim, a->group, dt);
+        decode_values(&w, &v, a->group, dt);
     }
+    decode_end(a, &w, dt);
 }
 
-static void attn_decode(const struct attn_decode_args *a)
+static void attn_decode(const struct attn_decode_args *args)
 {
-    if (a->kv.dtype == DTYPE_F32)
-        attn_decode_of(a, DTYPE_F32);
-    else if (a->kv.dtype == DTYPE_BF16)
-        attn_decode_of(a, DTYPE_BF16);
-    else
-        attn_decode_of(a, DTYPE_F16);
+    struct attn_decode_args a = *args;
+
+    for (int left = args->group; left > 0; left -= a.group) {
+        a.group = left < DECODE_HEADS ? left : DECODE_HEADS;
+        if (a.kv.dtype == DTYPE_F32)
+            attn_decode_of(&a, DTYPE_F32);
+        else if (a.kv.dtype == DTYPE_BF16)
+            attn_decode_of(&a, DTYPE_BF16);
+        else
+            attn_decode_of(&a, DTYPE_F16);
+        a.q += (int64_t)a.group * a.kv.head_dim;
+        a.o += (int64_t)a.group * a.kv.head_dim;
+        a.window += a.group;
+        a.state += a.group;
+    }
 }
 
 /* ---- prompt ---- */

@@ -81,8 +81,9 @@ struct attn_state {
     float max, sum;
 };
 
-#define ATTN_CHUNK     512 /* cache indices in one split of decode attention, on every machine */
-#define ATTN_MAX_GROUP 128 /* most query heads on one KV head */
+#define ATTN_CHUNK        512 /* cache indices in one split of decode attention, on every machine */
+#define ATTN_MAX_GROUP    128 /* most query heads on one KV head */
+#define ATTN_MAX_HEAD_DIM 256
 
 /* One decode row, one KV head: its query heads against indices begin .. end - 1 of the cache. */
 struct attn_decode_args {
@@ -93,6 +94,7 @@ struct attn_decode_args {
     const int32_t *window;    /* [group] */
     int32_t pos;              /* of the row; its own key is in the cache */
     int begin, end;           /* at most ATTN_CHUNK, begin a multiple of it */
+    int stop;                 /* where the row's keys end: what is read after this chunk */
     struct attn_state *state; /* out [group] */
     float *o;                 /* out [group, head_dim] */
 };

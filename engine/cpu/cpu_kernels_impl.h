@@ -20,6 +20,13 @@
 
 #define DOT_STEP (2 * VW)
 
+/* n < DOT_STEP elements as a whole step, zeros behind them. */
+VEC_FN void step_tail(char *out, const char *from, int n, const enum dtype dt)
+{
+    memset(out, 0, DOT_STEP * dtype_bytes(dt));
+    memcpy(out, from, (size_t)n * dtype_bytes(dt));
+}
+
 /*
  * One step of k for R rows and O outputs: 2 VW elements, first one half of each weight's vector,
  * then the other, so that the sums and one operand are all that lives in registers.
@@ -30,14 +37,8 @@ VEC_FN void dot_step(vf acc[4][4], const char *const w[4], const float *x, int64
     vf half[2][4];
 
 #pragma GCC unroll 4
-    for (int i = 0; i < O; i++) {
-        if (dt == DTYPE_BF16) {
-            v_load_bf16_split((const uint16_t *)w[i], &half[0][i], &half[1][i]);
-        } else {
-            half[0][i] = v_load_as(w[i], dt);
-            half[1][i] = v_load_as(w[i] + VW * dtype_bytes(dt), dt);
-        }
-    }
+    for (int i = 0; i < O; i++)
+        v_load_pair(w[i], dt, &half[0][i], &half[1][i]);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
 #pragma GCC unroll 4
@@ -83,9 +84,7 @@ VEC_FN void dot_block(const struct dot_args *a, int o, int row, const enum dtype
         const char *w[4];
 
         for (int i = 0; i < O; i++) {
-            memset(tail[i], 0, DOT_STEP * esize);
-            memcpy(tail[i], base + (size_t)i * w_stride + (size_t)k * esize,
-                   (size_t)(a->n_in - k) * esize);
+            step_tail(tail[i], base + (size_t)i * w_stride + (size_t)k * esize, a->n_in - k, dt);
             w[i] = tail[i];
         }
         dot_step(acc, w, x + k, a->ldx, dt, R, O);
@@ -132,13 +131,20 @@ VEC_FN void dot_range(const struct dot_args *a, int out0, int n_out, const enum 
 static void dot_prepare(float *out, const float *x, int n_in, enum dtype dtype)
 {
     for (int k = 0; k < n_in; k += DOT_STEP) {
-        int n = n_in - k < DOT_STEP ? n_in - k : DOT_STEP;
+        char tail[DOT_STEP * 4];
+        const float *at = x + k;
+        vf lo, hi;
 
-        for (int i = 0; i < DOT_STEP; i++) {
-            int to = dtype == DTYPE_BF16 ? i % 2 * VW + i / 2 : i;
-
-            out[k + to] = i < n ? x[k + i] : 0.0f;
+        if (n_in - k < DOT_STEP) {
+            step_tail(tail, (const char *)at, n_in - k, DTYPE_F32);
+            at = (const float *)tail;
         }
+        lo = v_load(at);
+        hi = v_load(at + VW);
+        if (dtype == DTYPE_BF16)
+            v_unzip(&lo, &hi);
+        v_store(out + k, lo);
+        v_store(out + k + VW, hi);
     }
 }
 

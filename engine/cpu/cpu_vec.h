@@ -337,8 +337,78 @@ VEC_FN float v_sum(vf x)
 #endif
 }
 
+/* out[0..3] = v_sum() of a, b, c, d up to the order of the tree: one order for all four. */
+VEC_FN void v_store_sums(float *out, vf a, vf b, vf c, vf d)
+{
+#if defined(__AVX512F__)
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 w = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    __m256 y = _mm256_add_ps(_mm512_castps512_ps256(w), _mm512_extractf32x8_ps(w, 1));
+#elif defined(__AVX2__)
+    __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    __m256 y = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+#endif
+#if defined(__AVX2__)
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
+#else
+    vf ab = (vf){a[0], b[0], a[1], b[1]} + (vf){a[2], b[2], a[3], b[3]};
+    vf cd = (vf){c[0], d[0], c[1], d[1]} + (vf){c[2], d[2], c[3], d[3]};
+
+    v_store(out, (vf){ab[0], ab[1], cd[0], cd[1]} + (vf){ab[2], ab[3], cd[2], cd[3]});
+#endif
+}
+
+/* Of 2 VW elements in order: the even ones in a, the odd ones in b. */
+VEC_FN void v_unzip(vf *a, vf *b)
+{
+    vf x = *a, y = *b;
+
+#if defined(__AVX512F__)
+    __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+
+    *a = _mm512_permutex2var_ps(x, even, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_or_si512(even, _mm512_set1_epi32(1)), y);
+#elif defined(__AVX2__)
+    __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(x, y, 0x88));
+    __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(x, y, 0xdd));
+
+    *a = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+    *b = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+#else
+    *a = (vf){x[0], x[2], y[0], y[2]};
+    *b = (vf){x[1], x[3], y[1], y[3]};
+#endif
+}
+
+/* Undoes v_unzip(). */
+VEC_FN void v_zip(vf *a, vf *b)
+{
+    vf x = *a, y = *b;
+
+#if defined(__AVX512F__)
+    __m512i lo = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+
+    *a = _mm512_permutex2var_ps(x, lo, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(lo, _mm512_set1_epi32(8)), y);
+#elif defined(__AVX2__)
+    __m256 lo = _mm256_unpacklo_ps(x, y), hi = _mm256_unpackhi_ps(x, y);
+
+    *a = _mm256_permute2f128_ps(lo, hi, 0x20);
+    *b = _mm256_permute2f128_ps(lo, hi, 0x31);
+#else
+    *a = (vf){x[0], y[0], x[1], y[1]};
+    *b = (vf){x[2], y[2], x[3], y[3]};
+#endif
+}
+
+/* Nothing of x is NaN. */
 VEC_FN float v_max_lane(vf x)
 {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(x);
+#else
     float lane[VW], m;
 
     v_store(lane, x);
@@ -346,6 +416,7 @@ VEC_FN float v_max_lane(vf x)
     for (int i = 1; i < VW; i++)
         m = lane[i] > m ? lane[i] : m;
     return m;
+#endif
 }
 
 /* VW elements of type dt; dt is a constant wherever this is called. */
@@ -364,6 +435,20 @@ VEC_FN vf v_load_tail(const void *p, enum dtype dt, int n)
     memset(room, 0, sizeof(room));
     memcpy(room, p, (size_t)n * dtype_bytes(dt));
     return v_load_as(room, dt);
+}
+
+/*
+ * 2 VW elements as two vectors: bf16 split as v_load_bf16_split() does, the others in order. What
+ * they are multiplied with lies in that order too.
+ */
+VEC_FN void v_load_pair(const char *p, enum dtype dt, vf *a, vf *b)
+{
+    if (dt == DTYPE_BF16) {
+        v_load_bf16_split((const uint16_t *)p, a, b);
+    } else {
+        *a = v_load_as(p, dt);
+        *b = v_load_as(p + VW * dtype_bytes(dt), dt);
+    }
 }
 
 /* exp_poly() of base/exp_poly.h in lanes; with a fused multiply-add the bits are the same. */
