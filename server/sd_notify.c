@@ -42,8 +42,7 @@ void sd_notify_send(enum sd_notify_kind kind, const char *fmt, ...)
     if (fd < 0)
         return;
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    sendto(fd, text, strlen(text),
-           MSG_NOSIGNAL | (kind == SD_NOTIFY_MAY_DROP ? MSG_DONTWAIT : 0),
+    sendto(fd, text, strlen(text), MSG_NOSIGNAL | (kind == SD_NOTIFY_MAY_DROP ? MSG_DONTWAIT : 0),
            (struct sockaddr *)&addr, len);
     close(fd);
 }
