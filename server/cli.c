@@ -21,6 +21,7 @@ int cli_report(const struct err *err)
     case ERR_PARSE:
     case ERR_UNSUPPORTED:
     case ERR_NOT_FOUND:
+    case ERR_CONTEXT:
         return CLI_USAGE; /* what was asked for cannot be, now or later */
     default:
         return CLI_FAILED;

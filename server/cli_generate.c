@@ -109,8 +109,10 @@ static void print_summary(const struct generate_run *run)
     double ttft_ms = (run->first_ns - run->start_ns) * 1e-6;
     double decode_s = (run->last_ns - run->first_ns) * 1e-9;
 
-    fprintf(stderr, "\n%d prompt tokens, %d generated (%s); first after %.1f ms", run->n_prompt,
-            run->n_tokens, run->finish == FINISH_STOP ? "stop" : "length", ttft_ms);
+    fprintf(stderr, "\n%d prompt tokens, %d generated (%s)", run->n_prompt, run->n_tokens,
+            run->finish == FINISH_STOP ? "stop" : "length");
+    if (run->n_tokens > 0)
+        fprintf(stderr, "; first after %.1f ms", ttft_ms);
     if (run->n_tokens > 1 && decode_s > 0)
         fprintf(stderr, ", then %.1f tokens/s", (run->n_tokens - 1) / decode_s);
     fputc('\n', stderr);
@@ -134,9 +136,11 @@ static int generate(struct engine *e, const struct generate_flags *f, struct err
     while (!run.is_done) {
         engine_wait(e, WAIT_NS);
         engine_poll(e, on_event, &run);
+        if (ferror(stdout) && !run.is_done)
+            engine_cancel(e, id); /* nobody can read the rest; main() says so */
     }
     rc = run.finish == FINISH_ERROR ? err->code : 0;
-    if (rc == 0 && !f->quiet)
+    if (rc == 0 && !f->quiet && !ferror(stdout))
         print_summary(&run);
 out:
     free(ids);

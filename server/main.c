@@ -4,9 +4,11 @@
 #include "base/build_info.h"
 #include "server/cli.h"
 
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char usage[] =
     "usage: spand [serve] [flags]     serve the model over HTTP\n"
@@ -43,9 +45,22 @@ static const struct {
     {"tokenize", cli_tokenize}, {"version", run_version},   {"help", run_help},
 };
 
-int main(int argc, char **argv)
+/*
+ * A standard descriptor that came closed is taken, or a client's socket would get its number and
+ * with it what is printed and logged. Read-only, so that writing to it still fails.
+ */
+static void hold_standard_fds(void)
 {
-    json_object_seed(0); /* before there are threads that could race for it */
+    int fd = open("/dev/null", O_RDONLY);
+
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        close(fd);
+}
+
+static int run_command(int argc, char **argv)
+{
     if (argc < 2)
         return cli_serve(0, NULL);
     for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
@@ -56,4 +71,18 @@ int main(int argc, char **argv)
         return cli_serve(argc - 1, argv + 1);
     fprintf(stderr, "spand: unknown command '%s'\n%s", argv[1], usage);
     return CLI_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    int rc;
+
+    hold_standard_fds();
+    json_object_seed(0); /* before there are threads that could race for it */
+    rc = run_command(argc, argv);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && rc == CLI_OK) {
+        fprintf(stderr, "spand: stdout: cannot write\n");
+        rc = CLI_FAILED;
+    }
+    return rc;
 }

@@ -77,7 +77,8 @@ static void on_signal(uv_signal_t *handle, int signo)
     if (s->phase == STOP_NOT) {
         log_info("%s: finishing %d requests", signo == SIGINT ? "SIGINT" : "SIGTERM",
                  s->bridge.n_generations);
-        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "STOPPING=1\nSTATUS=finishing %d requests", s->bridge.n_generations);
+        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "STOPPING=1\nSTATUS=finishing %d requests",
+                       s->bridge.n_generations);
         http_server_drain(&s->http);
         enter(s, STOP_DRAINING);
         uv_timer_start(&s->drain, on_drain, 0, DRAIN_CHECK_MS);
@@ -95,8 +96,7 @@ static void on_watchdog(uv_timer_t *timer)
 
     engine_get_stats(s->engine, &stats);
     if (engine_bridge_is_alive(&s->bridge, &stats))
-        sd_notify_send(SD_NOTIFY_MAY_DROP,
-                       "WATCHDOG=1\nSTATUS=serving: %lld running, %lld waiting",
+        sd_notify_send(SD_NOTIFY_MAY_DROP, "WATCHDOG=1\nSTATUS=serving: %lld running, %lld waiting",
                        (long long)stats.n_running, (long long)stats.n_waiting);
 }
 
@@ -112,8 +112,8 @@ static void on_progress(void *arg, const char *what, size_t done, size_t total)
         return;
     s->load_told_ns = now_ns;
     /* A large model loads for longer than systemd's default patience. */
-    sd_notify_send(SD_NOTIFY_MAY_DROP, "STATUS=loading: %s %d%%\nEXTEND_TIMEOUT_USEC=60000000", what,
-                   pct);
+    sd_notify_send(SD_NOTIFY_MAY_DROP, "STATUS=loading: %s %d%%\nEXTEND_TIMEOUT_USEC=60000000",
+                   what, pct);
     log_info("loading: %s %d%% after %.1f s", what, pct, (now_ns - s->load_since_ns) * 1e-9);
 }
 
@@ -150,7 +150,8 @@ static void print_welcome(const struct serve *s)
     printf("listening on %s\n", s->http.address);
     printf("try: curl %s/v1/completions -H 'Content-Type: application/json' -d '%s'\n",
            s->http.address, body.buf);
-    fflush(stdout);
+    if (fflush(stdout) != 0)
+        clearerr(stdout); /* a full disk: clients are served all the same */
     strbuf_release(&body);
 }
 
@@ -223,7 +224,8 @@ int serve_run(const struct config *config, struct err *err)
     rc = open_all(&s, err);
     if (rc == 0) {
         print_welcome(&s);
-        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=serving %s on %s", s.http.info->model_id, s.http.address);
+        sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=serving %s on %s",
+                       s.http.info->model_id, s.http.address);
         uv_run(&s.uv, UV_RUN_DEFAULT);
         log_info("stopped");
     }

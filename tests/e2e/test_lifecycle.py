@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
-from daemon import MODEL, ROOT, Daemon, run
+from daemon import MODEL, ROOT, SPAND, Daemon, run
 
 
 def test_sigterm_lets_a_stream_finish_and_exits_0():
@@ -109,6 +112,54 @@ def test_notify_socket_hears_ready_and_stopping(tmp_path):
     assert code == 0
     states = [line for h in heard for line in h.splitlines() if line in ("READY=1", "STOPPING=1")]
     assert states == ["READY=1", "STOPPING=1"]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("redirection", [
+    ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full 2>&-"])
+def test_serves_without_its_standard_streams(redirection):
+    """No output to be had is no reason to stop, and no socket may take a stream's number."""
+    port = free_port()
+    p = subprocess.Popen(["sh", "-c", f'exec "$0" serve --model "$1" --port {port} {redirection}',
+                          SPAND, MODEL], cwd=ROOT)
+    try:
+        answer = None
+        deadline = time.monotonic() + 60
+        while answer is None and p.poll() is None and time.monotonic() < deadline:
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.02)
+        assert answer and json.loads(answer) == {"status": "ok"}
+        streams = [os.readlink(f"/proc/{p.pid}/fd/{fd}") for fd in range(3)]
+        assert all(s.startswith(("/", "pipe:")) for s in streams), streams
+    finally:
+        p.terminate()
+        code = p.wait(60)
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", [
+    ["generate", "--prompt", "The", "--max-tokens", "4"], ["inspect"], ["help"], ["version"],
+    ["serve", "--print-config"], ["serve", "--help"]])
+def test_output_that_cannot_be_written_is_a_failure(command):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([SPAND, *command], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              timeout=60)
+    assert done.returncode == 1 and b"stdout" in done.stderr
+    assert b"generated" not in done.stderr
+
+
+def test_generate_of_nothing_tells_no_time():
+    done = run("generate", "--model", MODEL, "--prompt", "The", "--max-tokens", "0")
+    assert done.returncode == 0 and done.stdout == b""
+    assert b"0 generated" in done.stderr and b"ms" not in done.stderr
+    done = run("generate", "--model", MODEL, "--prompt", "The", "--max-tokens", "999999")
+    assert done.returncode == 2 and b"context" in done.stderr
 
 
 def test_generate_prints_the_completion_only():
