@@ -14,9 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GEN     (API_COMPLETIONS | API_CHAT)
-#define MAX_INT 2147483647.0
-#define ABOVE_0 1e-9 /* the least value of an interval that is open at 0 */
+#define GEN        (API_COMPLETIONS | API_CHAT)
+#define MAX_INT    2147483647.0
+#define MIN_TOP_P  1e-9 /* 0, which the API allows, takes the likeliest token, as this does */
+#define MIN_REPEAT 1e-5 /* a divisor; vLLM takes all above 0, the engine all above a millionth */
 
 enum field_kind { FIELD_BOOL, FIELD_INT, FIELD_INT64, FIELD_FLOAT };
 
@@ -37,10 +38,10 @@ static const struct field fields[] = {
     {"max_completion_tokens", API_CHAT, FIELD_INT, AT(max_completion_tokens), 1, MAX_INT},
     {"min_tokens", GEN, FIELD_INT, AT(sampling.min_tokens), 0, MAX_INT},
     {"temperature", GEN, FIELD_FLOAT, AT(sampling.temperature), 0, 2},
-    {"top_p", GEN, FIELD_FLOAT, AT(sampling.top_p), ABOVE_0, 1},
+    {"top_p", GEN, FIELD_FLOAT, AT(sampling.top_p), 0, 1},
     {"min_p", GEN, FIELD_FLOAT, AT(sampling.min_p), 0, 1},
     {"top_k", GEN, FIELD_INT, AT(top_k), -1, MAX_INT},
-    {"repetition_penalty", GEN, FIELD_FLOAT, AT(sampling.repetition_penalty), ABOVE_0, 10},
+    {"repetition_penalty", GEN, FIELD_FLOAT, AT(sampling.repetition_penalty), MIN_REPEAT, 10},
     {"presence_penalty", GEN, FIELD_FLOAT, AT(sampling.presence_penalty), -2, 2},
     {"frequency_penalty", GEN, FIELD_FLOAT, AT(sampling.frequency_penalty), -2, 2},
     {"seed", GEN, FIELD_INT64, AT(seed), -9.3e18, 9.3e18},
@@ -70,14 +71,9 @@ static int refuse_type(struct api_error *e, const char *name, const char *want, 
 
 static int refuse_range(struct api_error *e, const struct field *f, const char *what)
 {
-    const char *open = f->min == ABOVE_0 ? "above 0 and at most" : NULL;
-
     if (f->max >= MAX_INT)
-        return api_error_set(e, 400, f->name, NULL, "'%s' must be %s of at least %.0f.", f->name,
-                             what, f->min);
-    if (open)
-        return api_error_set(e, 400, f->name, NULL, "'%s' must be %s %s %g.", f->name, what, open,
-                             f->max);
+        return api_error_set(e, 400, f->name, NULL, "'%s' must be %s from %.0f to %.0f.", f->name,
+                             what, f->min, f->max);
     return api_error_set(e, 400, f->name, NULL, "'%s' must be %s from %g to %g.", f->name, what,
                          f->min, f->max);
 }
@@ -373,6 +369,8 @@ static void merge_names(struct openai_reader *r)
     p->sampling.n_prompt_logprobs = p->n_prompt_logprobs;
     if (p->echo && p->n_logprobs > p->sampling.n_prompt_logprobs)
         p->sampling.n_prompt_logprobs = p->n_logprobs;
+    if (p->sampling.top_p < (float)MIN_TOP_P)
+        p->sampling.top_p = (float)MIN_TOP_P;
     p->sampling.top_k = p->top_k < 0 || p->top_k >= r->limits->vocab_size ? 0 : p->top_k;
 }
 
@@ -432,6 +430,8 @@ static int check_required(struct openai_reader *r, const json_t *body)
         return refuse_type(r->e, "model", "a string", json_object_get(body, "model"));
     if (r->api & (API_COMPLETIONS | API_CHAT) && !json_object_get(body, "model"))
         want = "model";
+    else if (r->api == API_COMPLETIONS && json_is_null(json_object_get(body, "prompt")))
+        return openai_read_prompt(r, "prompt", json_object_get(body, "prompt"));
     else if (r->api == API_COMPLETIONS && !r->out->prompts)
         want = "prompt";
     else if (r->api == API_CHAT && !r->out->messages)

@@ -49,6 +49,10 @@ int openai_read_ids(struct openai_reader *r, const char *name, const json_t *v, 
 static int read_one_prompt(struct openai_reader *r, const char *name, const json_t *v,
                            struct openai_prompt *out)
 {
+    if (json_is_null(v)) {
+        out->text = ""; /* the beginning of a document, as the API has it */
+        return 0;
+    }
     if (json_is_string(v)) {
         out->text = json_string_value(v);
         out->text_len = json_string_length(v);
@@ -66,7 +70,10 @@ int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *
     size_t n = is_batch ? json_array_size(v) : 1;
     struct openai_prompt *prompts;
 
-    if (!json_is_string(v) && !json_is_array(v))
+    if (r->api == API_TOKENIZE && !json_is_string(v))
+        return api_error_set(r->e, 400, name, NULL, "'%s' must be one string, not %s.", name,
+                             json_in_kind(v));
+    if (!json_is_string(v) && !json_is_array(v) && !json_is_null(v))
         return api_error_set(
             r->e, 400, name, NULL,
             "'%s' must be a string, an array of strings, an array of token ids, or "
@@ -74,8 +81,6 @@ int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *
             name, json_in_kind(v));
     if (json_is_array(v) && !first)
         return api_error_set(r->e, 400, name, NULL, "'%s' must not be an empty array.", name);
-    if (is_batch && r->api == API_TOKENIZE)
-        return api_error_set(r->e, 400, name, NULL, "'%s' must be one string.", name);
     if (n > (size_t)r->limits->max_prompts)
         return api_error_set(r->e, 400, name, NULL, "'%s' holds %zu prompts; at most %d.", name, n,
                              r->limits->max_prompts);

@@ -175,7 +175,6 @@ START_TEST(openai_params__refuses_bad_prompts)
 {
     static const struct bad bad[] = {
         {"{\"model\":\"m\"}", 400, "prompt", NULL},
-        {"{\"model\":\"m\",\"prompt\":null}", 400, "prompt", NULL},
         {"{\"model\":\"m\",\"prompt\":1}", 400, "prompt", NULL},
         {"{\"model\":\"m\",\"prompt\":true}", 400, "prompt", NULL},
         {"{\"model\":\"m\",\"prompt\":{}}", 400, "prompt", NULL},
@@ -217,14 +216,14 @@ START_TEST(openai_params__refuses_values_out_of_range)
         {P "\"temperature\":2.0001}", 400, "temperature", NULL},
         {P "\"temperature\":\"NaN\"}", 400, "temperature", NULL},
         {P "\"temperature\":true}", 400, "temperature", NULL},
-        {P "\"top_p\":0}", 400, "top_p", NULL},
-        {P "\"top_p\":-0.0}", 400, "top_p", NULL},
+        {P "\"top_p\":-0.01}", 400, "top_p", NULL},
         {P "\"top_p\":1.01}", 400, "top_p", NULL},
         {P "\"min_p\":1.1}", 400, "min_p", NULL},
         {P "\"min_p\":-0.1}", 400, "min_p", NULL},
         {P "\"top_k\":-2}", 400, "top_k", NULL},
         {P "\"repetition_penalty\":0}", 400, "repetition_penalty", NULL},
         {P "\"repetition_penalty\":-1}", 400, "repetition_penalty", NULL},
+        {P "\"repetition_penalty\":1e-6}", 400, "repetition_penalty", NULL},
         {P "\"presence_penalty\":2.1}", 400, "presence_penalty", NULL},
         {P "\"frequency_penalty\":-2.1}", 400, "frequency_penalty", NULL},
         {P "\"n\":0}", 400, "n", NULL},
@@ -368,6 +367,7 @@ START_TEST(openai_params__accepts_what_clients_send)
     static const char *const completions[] = {
         "{\"model\":\"m\",\"prompt\":\"\"}",
         "{\"model\":\"m\",\"prompt\":[\"\"]}",
+        "{\"model\":\"m\",\"prompt\":null}",
         "{\"model\":\"m\",\"prompt\":[1,2.0,99]}",
         "{\"model\":\"m\",\"prompt\":[[1],[2,3]]}",
         "{\"model\":\"m\",\"prompt\":[\"a\",\"b\",\"c\",\"d\"],\"n\":2}",
@@ -394,6 +394,9 @@ START_TEST(openai_params__accepts_what_clients_send)
         P "\"top_k\":2147483647}",
         P "\"logit_bias\":{}}",
         P "\"logit_bias\":{\"0\":-100,\"99\":100}}",
+        P "\"top_p\":0}",
+        P "\"top_p\":1e-30}",
+        P "\"repetition_penalty\":1e-5}",
         P "\"repetition_penalty\":1,\"length_penalty\":1,\"priority\":3}",
         P "\"stream\":true,\"stream_options\":{\"include_usage\":null,\"x\":1}}",
     };
@@ -411,6 +414,27 @@ START_TEST(openai_params__accepts_what_clients_send)
 
     accept_all(API_COMPLETIONS, completions, N(completions));
     accept_all(API_CHAT, chat, N(chat));
+}
+END_TEST
+
+/* The API's top_p of 0 is the least share there is, and a null prompt an empty one. */
+START_TEST(openai_params__takes_the_ends_of_ranges)
+{
+    ck_assert_int_eq(read_body(API_COMPLETIONS, "{\"model\":\"m\",\"prompt\":null,\"top_p\":0}"),
+                     0);
+    ck_assert(params.sampling.top_p > 0);
+    ck_assert(params.sampling.top_p < 1e-6f);
+    ck_assert_int_eq(params.n_prompts, 1);
+    ck_assert_str_eq(params.prompts[0].text, "");
+    ck_assert_uint_eq(params.prompts[0].text_len, 0);
+}
+END_TEST
+
+/* Out of range at the upper end must not be told as "at least". */
+START_TEST(openai_params__names_both_ends_of_a_range)
+{
+    ck_assert_int_lt(read_body(API_COMPLETIONS, P "\"max_tokens\":2147483648}"), 0);
+    ck_assert_str_eq(error.message, "'max_tokens' must be an integer from 0 to 2147483647.");
 }
 END_TEST
 
@@ -484,6 +508,8 @@ START_TEST(openai_params__reads_tokenize_bodies)
     static const struct bad bad[] = {
         {"{}", 400, "prompt", NULL},
         {"{\"prompt\":[\"a\"]}", 400, "prompt", NULL},
+        {"{\"prompt\":[1,2]}", 400, "prompt", NULL},
+        {"{\"prompt\":null}", 400, "prompt", NULL},
         {"{\"prompt\":\"a\",\"model\":\"x\"}", 404, "model", "model_not_found"},
     };
     static const struct bad detokenize[] = {
@@ -530,6 +556,8 @@ TEST_SUITE(openai_params)
     tcase_add_test(tc, openai_params__refuses_what_it_cannot_honour);
     tcase_add_test(tc, openai_params__refuses_bad_chats);
     tcase_add_test(tc, openai_params__accepts_what_clients_send);
+    tcase_add_test(tc, openai_params__takes_the_ends_of_ranges);
+    tcase_add_test(tc, openai_params__names_both_ends_of_a_range);
     tcase_add_test(tc, openai_params__fills_in_the_defaults);
     tcase_add_test(tc, openai_params__tells_no_logprobs_from_zero);
     tcase_add_test(tc, openai_params__reads_the_four_prompt_forms);
