@@ -289,8 +289,8 @@ static int check_head(struct exchange *ex, const char *version, struct api_error
 
     if (http_head_check(&ex->head, version, e, unsafe) < 0)
         return ERR_INVALID;
-    if (route && ((route->gate == ROUTE_IF_METRICS && !config->metrics) ||
-                  (route->gate == ROUTE_IF_DEBUG && !config->debug_endpoints))) {
+    if ((ex->match.gate == ROUTE_IF_METRICS && !config->metrics) ||
+        (ex->match.gate == ROUTE_IF_DEBUG && !config->debug_endpoints)) {
         ex->match.allow = NULL;
         route = NULL;
     }

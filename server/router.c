@@ -75,6 +75,7 @@ struct route_match router_find(const char *method, const char *target)
         if (!path_matches(&routes[i], path, &m.rest))
             continue;
         m.idx = i;
+        m.gate = routes[i].gate;
         m.allow = routes[i].method == ROUTE_GET ? "GET, HEAD" : "POST";
         m.route = method_matches(&routes[i], method) ? &routes[i] : NULL;
         break;

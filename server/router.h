@@ -26,6 +26,7 @@ struct route {
 struct route_match {
     const struct route *route; /* NULL: nothing serves that path, or not by that method */
     const char *allow;         /* when the path is known: the methods for an Allow header */
+    enum route_gate gate;      /* of a known path, whatever the method */
     const char *rest;          /* behind a path that ends in /, still percent-encoded */
     int idx;                   /* for metrics; the last index stands for unknown paths */
 };

@@ -34,6 +34,17 @@ START_TEST(router__tells_what_a_path_allows)
 }
 END_TEST
 
+/* A path that is switched off must not show by its 405, so its gate counts for every method. */
+START_TEST(router__tells_the_gate_of_a_path_for_every_method)
+{
+    ck_assert_int_eq(router_find("POST", "/debug/state").gate, ROUTE_IF_DEBUG);
+    ck_assert_int_eq(router_find("GET", "/debug/state").gate, ROUTE_IF_DEBUG);
+    ck_assert_int_eq(router_find("PUT", "/metrics").gate, ROUTE_IF_METRICS);
+    ck_assert_int_eq(router_find("PUT", "/health").gate, ROUTE_ALWAYS);
+    ck_assert_int_eq(router_find("GET", "/nope").gate, ROUTE_ALWAYS);
+}
+END_TEST
+
 START_TEST(router__knows_no_other_paths)
 {
     static const char *const paths[] = {
@@ -86,6 +97,7 @@ TEST_SUITE(router)
 
     tcase_add_test(tc, router__finds_routes_by_method);
     tcase_add_test(tc, router__tells_what_a_path_allows);
+    tcase_add_test(tc, router__tells_the_gate_of_a_path_for_every_method);
     tcase_add_test(tc, router__knows_no_other_paths);
     tcase_add_test(tc, router__passes_the_rest_of_a_path);
     tcase_add_test(tc, router__decodes_percent_escapes);
