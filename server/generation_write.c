@@ -5,6 +5,7 @@
 #include "server/generation_write.h"
 
 #include "base/clock.h"
+#include "base/err.h"
 #include "engine/engine.h"
 #include "server/generation.h"
 #include "server/http_server.h"
@@ -49,27 +50,70 @@ static int token_bytes(void *arg, int32_t id, struct strbuf *out)
     return engine_token_bytes(arg, id, out);
 }
 
+/* Does decoding leave the token out? It then counts neither in offsets nor in bytes. */
+static bool is_skipped(const struct generation *g, int32_t id)
+{
+    struct strbuf without = STRBUF_INIT;
+    struct strbuf with = STRBUF_INIT;
+    struct err err = {0};
+    bool skipped = false;
+
+    if (g->params.sampling.skip_special &&
+        engine_detokenize(g->server->engine, &id, 1, true, &without, &err) == 0 &&
+        without.len == 0 && engine_detokenize(g->server->engine, &id, 1, false, &with, &err) == 0)
+        skipped = with.len > 0;
+    strbuf_release(&without);
+    strbuf_release(&with);
+    return skipped;
+}
+
+/* Is prompt token i no part of the echo? Text is echoed as it came, so all but an added BOS is. */
+static bool is_unechoed(const struct generation *g, int prompt_idx, int i, int32_t id)
+{
+    const struct openai_prompt *in = &g->params.prompts[prompt_idx];
+
+    if (in->ids)
+        return is_skipped(g, id);
+    return i == 0 && id == g->server->info->bos_id &&
+           (in->text_len == 0 || g->params.add_special != 0);
+}
+
 static void add_prompt(struct choice *c, const struct engine_event *ev,
                        const struct token_speller *speller)
 {
-    const struct openai_params *p = &c->generation->params;
+    const struct generation *g = c->generation;
+    const struct openai_params *p = &g->params;
+    bool wants_echo = p->echo && p->n_logprobs >= 0;
 
     for (int i = 0; i < ev->n_prompt_tokens; i++) {
-        if (p->echo && p->n_logprobs >= 0)
-            logprob_list_add(&c->logprobs, &ev->prompt_tokens[i], p->n_logprobs, speller);
+        const struct engine_token *t = &ev->prompt_tokens[i];
+
+        if (wants_echo)
+            logprob_list_add(&c->logprobs, t, p->n_logprobs,
+                             is_unechoed(g, c->prompt_idx, i, t->id), speller);
         if (p->n_prompt_logprobs >= 0)
-            openai_add_prompt_logprob(&c->prompt_logprobs, &ev->prompt_tokens[i], speller);
+            openai_add_prompt_logprob(&c->prompt_logprobs, t, p->n_prompt_logprobs, speller);
     }
+}
+
+/* The bytes of a chat answer's tokens spell its text, which the stop token may be no part of. */
+static void add_logprob(struct choice *c, const struct engine_token *t, bool is_end,
+                        const struct token_speller *speller)
+{
+    const struct generation *g = c->generation;
+    const struct sampling_params *s = &g->params.sampling;
+    bool is_silent = (is_end && !s->include_stop) || is_skipped(g, t->id);
+
+    if (!(is_end && is_silent && g->api == API_CHAT))
+        logprob_list_add(&c->logprobs, t, s->n_logprobs, is_silent, speller);
 }
 
 void generation_add_event(struct choice *c, const struct engine_event *ev)
 {
     struct generation *g = c->generation;
     const struct openai_params *p = &g->params;
-    struct token_speller speller = {.bytes = token_bytes,
-                                    .arg = g->server->engine,
-                                    .as_ids = p->tokens_as_ids,
-                                    .silent_id = g->server->info->bos_id};
+    struct token_speller speller = {
+        .bytes = token_bytes, .arg = g->server->engine, .as_ids = p->tokens_as_ids};
 
     if (!c->has_echoed && p->echo)
         strbuf_add(&c->text, g->prompts[c->prompt_idx].echo.buf,
@@ -80,12 +124,10 @@ void generation_add_event(struct choice *c, const struct engine_event *ev)
     strbuf_add(&c->text, ev->text, ev->text_len);
     for (int i = 0; i < ev->n_tokens; i++) {
         const struct engine_token *t = &ev->tokens[i];
-        /* The bytes of a chat answer's tokens spell its text, which the stop token is no part of.
-         */
         bool is_end = ev->finish == FINISH_STOP && i + 1 == ev->n_tokens && t->id == ev->stop_token;
 
-        if (p->sampling.n_logprobs >= 0 && !(is_end && g->api == API_CHAT))
-            logprob_list_add(&c->logprobs, t, p->sampling.n_logprobs, &speller);
+        if (p->sampling.n_logprobs >= 0)
+            add_logprob(c, t, is_end, &speller);
         if (p->return_token_ids)
             openai_add_id(&c->token_ids, t->id);
     }
@@ -129,12 +171,15 @@ static void write_chunk(struct choice *c, const struct openai_piece *piece, stru
         openai_write_delta_choice(out, piece);
     else
         openai_write_text_choice(out, piece);
+    strbuf_addch(out, ']');
+    if (g->api == API_CHAT)
+        openai_write_list(out, "prompt_token_ids", piece->prompt_ids);
     if (g->params.continuous_usage) {
-        strbuf_addstr(out, "],\"usage\":");
+        strbuf_addstr(out, ",\"usage\":");
         openai_write_usage(out, &g->usage);
         strbuf_addch(out, '}');
     } else {
-        strbuf_addstr(out, g->params.include_usage ? "],\"usage\":null}" : "]}");
+        strbuf_addstr(out, g->params.include_usage ? ",\"usage\":null}" : "}");
     }
     sse_end(out);
 }
@@ -237,7 +282,12 @@ void generation_write_body(struct generation *g, struct strbuf *out)
             openai_write_text_choice(out, &piece);
         out->failed |= c->text.failed;
     }
-    strbuf_addstr(out, "],\"usage\":");
+    strbuf_addch(out, ']');
+    if (g->api == API_CHAT && g->params.return_token_ids)
+        openai_write_list(out, "prompt_token_ids", &g->prompts[0].ids_text);
+    if (g->api == API_CHAT && g->params.n_prompt_logprobs >= 0)
+        openai_write_list(out, "prompt_logprobs", &g->choices[0].prompt_logprobs);
+    strbuf_addstr(out, ",\"usage\":");
     openai_write_usage(out, &g->usage);
     strbuf_addch(out, '}');
 }

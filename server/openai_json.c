@@ -146,8 +146,8 @@ static void add_completions_entry(struct logprob_list *l, const struct engine_to
     strbuf_release(&map);
 }
 
-/* `"token":..,"logprob":..,"bytes":[..]` */
-static void add_chat_fields(struct strbuf *out, int32_t id, float logprob,
+/* `"token":..,"logprob":..,"bytes":[..]`; a silent token has a name, but no bytes in the text. */
+static void add_chat_fields(struct strbuf *out, int32_t id, float logprob, bool is_silent,
                             const struct token_speller *speller)
 {
     struct strbuf bytes = STRBUF_INIT;
@@ -158,38 +158,38 @@ static void add_chat_fields(struct strbuf *out, int32_t id, float logprob,
     strbuf_addstr(out, ",\"logprob\":");
     add_logprob(out, logprob);
     strbuf_addstr(out, ",\"bytes\":[");
-    for (size_t i = 0; i < bytes.len; i++)
+    for (size_t i = 0; i < bytes.len && !is_silent; i++)
         strbuf_addf(out, i ? ",%d" : "%d", (unsigned char)bytes.buf[i]);
     strbuf_addch(out, ']');
     strbuf_release(&bytes);
 }
 
 static void add_chat_entry(struct logprob_list *l, const struct engine_token *t, int n_top,
-                           const struct token_speller *speller)
+                           bool is_silent, const struct token_speller *speller)
 {
     add_comma(&l->tokens);
     strbuf_addch(&l->tokens, '{');
-    add_chat_fields(&l->tokens, t->id, t->logprob, speller);
+    add_chat_fields(&l->tokens, t->id, t->logprob, is_silent, speller);
     strbuf_addstr(&l->tokens, ",\"top_logprobs\":[");
     for (int i = 0; i < t->n_top && i < n_top; i++) {
         strbuf_addstr(&l->tokens, i ? ",{" : "{");
-        add_chat_fields(&l->tokens, t->top_id[i], t->top_logprob[i], speller);
+        add_chat_fields(&l->tokens, t->top_id[i], t->top_logprob[i], false, speller);
         strbuf_addch(&l->tokens, '}');
     }
     strbuf_addstr(&l->tokens, "]}");
 }
 
 void logprob_list_add(struct logprob_list *l, const struct engine_token *t, int n_top,
-                      const struct token_speller *speller)
+                      bool is_silent, const struct token_speller *speller)
 {
     struct strbuf bytes = STRBUF_INIT;
 
     speller->bytes(speller->arg, t->id, &bytes);
     if (l->style == LOGPROBS_CHAT)
-        add_chat_entry(l, t, n_top, speller);
+        add_chat_entry(l, t, n_top, is_silent, speller);
     else
         add_completions_entry(l, t, n_top, speller, &bytes);
-    if (t->id != speller->silent_id)
+    if (!is_silent)
         l->text_at += count_code_points(bytes.buf, bytes.len);
     l->n++;
     strbuf_release(&bytes);
@@ -237,9 +237,10 @@ static void add_ranked(struct strbuf *list, int32_t id, float logprob, int rank,
     strbuf_release(&bytes);
 }
 
-void openai_add_prompt_logprob(struct strbuf *list, const struct engine_token *t,
+void openai_add_prompt_logprob(struct strbuf *list, const struct engine_token *t, int n_top,
                                const struct token_speller *speller)
 {
+    int n = t->n_top < n_top ? t->n_top : n_top;
     bool listed = false;
 
     add_comma(list);
@@ -248,21 +249,21 @@ void openai_add_prompt_logprob(struct strbuf *list, const struct engine_token *t
         return;
     }
     strbuf_addch(list, '{');
-    for (int i = 0; i < t->n_top; i++) {
+    for (int i = 0; i < n; i++) {
         if (i > 0)
             strbuf_addch(list, ',');
         add_ranked(list, t->top_id[i], t->top_logprob[i], i + 1, speller);
         listed |= t->top_id[i] == t->id;
     }
     if (!listed) {
-        if (t->n_top > 0)
+        if (n > 0)
             strbuf_addch(list, ',');
         add_ranked(list, t->id, t->logprob, 0, speller);
     }
     strbuf_addch(list, '}');
 }
 
-static void write_list(struct strbuf *out, const char *key, const struct strbuf *list)
+void openai_write_list(struct strbuf *out, const char *key, const struct strbuf *list)
 {
     if (!list)
         return;
@@ -290,10 +291,7 @@ static void write_rest(struct strbuf *out, const struct openai_piece *p)
         strbuf_addf(out, "%d", p->stop_token);
     else if (p->finish_reason)
         strbuf_addstr(out, "null");
-    write_list(out, "prompt_logprobs", p->prompt_logprobs);
-    write_list(out, "prompt_token_ids", p->prompt_ids);
-    write_list(out, "token_ids", p->token_ids);
-    strbuf_addch(out, '}');
+    openai_write_list(out, "token_ids", p->token_ids);
 }
 
 void openai_write_text_choice(struct strbuf *out, const struct openai_piece *p)
@@ -301,6 +299,9 @@ void openai_write_text_choice(struct strbuf *out, const struct openai_piece *p)
     strbuf_addf(out, "{\"index\":%d,\"text\":", p->index);
     strbuf_add_json(out, p->text ? p->text : "", p->text_len);
     write_rest(out, p);
+    openai_write_list(out, "prompt_logprobs", p->prompt_logprobs);
+    openai_write_list(out, "prompt_token_ids", p->prompt_ids);
+    strbuf_addch(out, '}');
 }
 
 void openai_write_message_choice(struct strbuf *out, const struct openai_piece *p)
@@ -309,6 +310,7 @@ void openai_write_message_choice(struct strbuf *out, const struct openai_piece *
     strbuf_add_json(out, p->text ? p->text : "", p->text_len);
     strbuf_addstr(out, ",\"refusal\":null}");
     write_rest(out, p);
+    strbuf_addch(out, '}');
 }
 
 void openai_write_delta_choice(struct strbuf *out, const struct openai_piece *p)
@@ -322,6 +324,7 @@ void openai_write_delta_choice(struct strbuf *out, const struct openai_piece *p)
     }
     strbuf_addch(out, '}');
     write_rest(out, p);
+    strbuf_addch(out, '}');
 }
 
 void openai_write_usage(struct strbuf *out, const struct openai_usage *u)

@@ -21,7 +21,6 @@ struct token_speller {
     int (*bytes)(void *arg, int32_t id, struct strbuf *out);
     void *arg;
     bool as_ids;
-    int32_t silent_id; /* a token that adds nothing to the text (BOS), or -1 */
 };
 
 enum logprob_style { LOGPROBS_COMPLETIONS, LOGPROBS_CHAT };
@@ -37,15 +36,18 @@ struct logprob_list {
 void logprob_list_init(struct logprob_list *l, enum logprob_style style);
 void logprob_list_release(struct logprob_list *l);
 
-/* n_top: alternatives asked for; the sampled token always is one of the completions' map. */
+/*
+ * n_top: alternatives asked for; the sampled token always is one of the completions' map.
+ * is_silent: the token is no part of the text (BOS, a special token that is skipped).
+ */
 void logprob_list_add(struct logprob_list *l, const struct engine_token *t, int n_top,
-                      const struct token_speller *speller);
+                      bool is_silent, const struct token_speller *speller);
 
 /* Writes the logprobs object and empties the list. */
 void logprob_list_write(struct logprob_list *l, struct strbuf *out);
 
 /* Appends the token to vLLM's prompt_logprobs list: null, or {"id": {logprob, rank, text}}. */
-void openai_add_prompt_logprob(struct strbuf *list, const struct engine_token *t,
+void openai_add_prompt_logprob(struct strbuf *list, const struct engine_token *t, int n_top,
                                const struct token_speller *speller);
 
 struct openai_piece {
@@ -53,13 +55,13 @@ struct openai_piece {
     const char *text; /* NULL: an empty delta */
     size_t text_len;
     struct logprob_list *logprobs;   /* NULL: null */
-    const struct strbuf *prompt_ids; /* lists without brackets; NULL: no such key */
-    const struct strbuf *token_ids;
-    const struct strbuf *prompt_logprobs;
-    const char *finish_reason; /* NULL: null */
-    const char *stop_string;   /* what stopped it: a string, or a token */
-    int32_t stop_token;        /* -1: none */
-    bool with_role;            /* a delta that opens the message */
+    const struct strbuf *token_ids;  /* lists without brackets; NULL: no such key */
+    const struct strbuf *prompt_ids; /* these two only in the choices of completions, as in vLLM; */
+    const struct strbuf *prompt_logprobs; /* a chat answer has both beside its choices */
+    const char *finish_reason;            /* NULL: null */
+    const char *stop_string;              /* what stopped it: a string, or a token */
+    int32_t stop_token;                   /* -1: none */
+    bool with_role;                       /* a delta that opens the message */
 };
 
 void openai_write_text_choice(struct strbuf *out, const struct openai_piece *p);
@@ -79,5 +81,8 @@ struct openai_head {
 void openai_write_head(struct strbuf *out, const struct openai_head *h);
 
 void openai_add_id(struct strbuf *list, int32_t id);
+
+/* `,"key":[...]` around a list without brackets; nothing for NULL. */
+void openai_write_list(struct strbuf *out, const char *key, const struct strbuf *list);
 
 #endif

@@ -34,7 +34,7 @@ static int toy_bytes(void *arg, int32_t id, struct strbuf *to)
     return 0;
 }
 
-static const struct token_speller toy = {.bytes = toy_bytes, .silent_id = 5};
+static const struct token_speller toy = {.bytes = toy_bytes};
 
 static struct engine_token token(int32_t id, float logprob)
 {
@@ -89,7 +89,7 @@ START_TEST(openai_json__writes_token_ids)
     openai_add_id(&prompt, 20);
     openai_write_text_choice(&out, &p);
     expect("{\"index\":0,\"text\":\"x\",\"logprobs\":null,\"finish_reason\":null,"
-           "\"prompt_token_ids\":[1,20],\"token_ids\":[]}");
+           "\"token_ids\":[],\"prompt_token_ids\":[1,20]}");
     strbuf_release(&prompt);
     strbuf_release(&ids);
 }
@@ -147,8 +147,8 @@ START_TEST(openai_json__writes_completions_logprobs)
     second.top_id[0] = 4;
     second.top_logprob[0] = -0.5f;
     logprob_list_init(&l, LOGPROBS_COMPLETIONS);
-    logprob_list_add(&l, &first, 1, &toy);
-    logprob_list_add(&l, &second, 1, &toy);
+    logprob_list_add(&l, &first, 1, true, &toy);
+    logprob_list_add(&l, &second, 1, false, &toy);
     logprob_list_write(&l, &out);
     expect("{\"tokens\":[\"<s>\",\"a\"],\"token_logprobs\":[null,-9999.0],"
            "\"top_logprobs\":[null,{\"\\\"\":-0.5,\"a\":-9999.0}],\"text_offset\":[0,0]}");
@@ -167,7 +167,7 @@ START_TEST(openai_json__counts_offsets_in_code_points)
     for (int i = 0; i < 4; i++) {
         struct engine_token t = token(ids[i], -1);
 
-        logprob_list_add(&l, &t, 0, &toy);
+        logprob_list_add(&l, &t, 0, false, &toy);
         if (i == 1) {
             logprob_list_write(&l, &out);
             strbuf_reset(&out);
@@ -192,7 +192,7 @@ START_TEST(openai_json__keeps_map_keys_unique)
     t.top_id[1] = 3;
     t.top_logprob[1] = -2;
     logprob_list_init(&l, LOGPROBS_COMPLETIONS);
-    logprob_list_add(&l, &t, 2, &toy);
+    logprob_list_add(&l, &t, 2, false, &toy);
     logprob_list_write(&l, &out);
     expect("{\"tokens\":[\"a\"],\"token_logprobs\":[-2],\"top_logprobs\":[{\"a\":-1}],"
            "\"text_offset\":[0]}");
@@ -208,7 +208,7 @@ START_TEST(openai_json__spells_tokens_as_ids)
 
     by_id.as_ids = true;
     logprob_list_init(&l, LOGPROBS_COMPLETIONS);
-    logprob_list_add(&l, &t, 0, &by_id);
+    logprob_list_add(&l, &t, 0, false, &by_id);
     logprob_list_write(&l, &out);
     ck_assert_ptr_nonnull(strstr(out.buf, "\"tokens\":[\"token_id:1\"]"));
     logprob_list_release(&l);
@@ -225,14 +225,73 @@ START_TEST(openai_json__writes_chat_logprobs)
     t.top_id[0] = 0;
     t.top_logprob[0] = -0.125f;
     logprob_list_init(&l, LOGPROBS_CHAT);
-    logprob_list_add(&l, &t, 0, &toy);
-    logprob_list_add(&l, &t, 1, &toy);
+    logprob_list_add(&l, &t, 0, false, &toy);
+    logprob_list_add(&l, &t, 1, false, &toy);
     logprob_list_write(&l, &out);
     expect("{\"content\":[{\"token\":\"bytes:\\\\xc3\",\"logprob\":-0.25,\"bytes\":[195],"
            "\"top_logprobs\":[]},{\"token\":\"bytes:\\\\xc3\",\"logprob\":-0.25,\"bytes\":[195],"
            "\"top_logprobs\":[{\"token\":\"a\",\"logprob\":-0.125,\"bytes\":[97]}]}],"
            "\"refusal\":null}");
     logprob_list_release(&l);
+}
+END_TEST
+
+/* A token that the text leaves out moves no offset, and gives the text no bytes. */
+START_TEST(openai_json__leaves_silent_tokens_out_of_the_text)
+{
+    struct logprob_list l, chat;
+    struct engine_token silent = token(5, -1), next = token(0, -1);
+
+    logprob_list_init(&l, LOGPROBS_COMPLETIONS);
+    logprob_list_init(&chat, LOGPROBS_CHAT);
+    logprob_list_add(&l, &silent, 0, true, &toy);
+    logprob_list_add(&l, &silent, 0, false, &toy);
+    logprob_list_add(&l, &next, 0, false, &toy);
+    logprob_list_write(&l, &out);
+    ck_assert_ptr_nonnull(strstr(out.buf, "\"text_offset\":[0,0,3]"));
+    strbuf_reset(&out);
+    logprob_list_add(&chat, &silent, 0, true, &toy);
+    logprob_list_write(&chat, &out);
+    expect("{\"content\":[{\"token\":\"<s>\",\"logprob\":-1,\"bytes\":[],"
+           "\"top_logprobs\":[]}],\"refusal\":null}");
+    logprob_list_release(&l);
+    logprob_list_release(&chat);
+}
+END_TEST
+
+/* More alternatives than prompt_logprobs asks for may be there, for the sake of echo. */
+START_TEST(openai_json__cuts_prompt_logprobs_to_what_was_asked)
+{
+    struct engine_token t = token(4, -3);
+
+    t.n_top = 2;
+    t.top_id[0] = 0;
+    t.top_logprob[0] = -1;
+    t.top_id[1] = 6;
+    t.top_logprob[1] = -2;
+    openai_add_prompt_logprob(&out, &t, 0, &toy);
+    openai_add_prompt_logprob(&out, &t, 1, &toy);
+    expect("{\"4\":{\"logprob\":-3,\"rank\":null,\"decoded_token\":\"\\\"\"}},"
+           "{\"0\":{\"logprob\":-1,\"rank\":1,\"decoded_token\":\"a\"},"
+           "\"4\":{\"logprob\":-3,\"rank\":null,\"decoded_token\":\"\\\"\"}}");
+}
+END_TEST
+
+/* vLLM has the prompt's ids in a choice of completions, but beside the choices of a chat. */
+START_TEST(openai_json__keeps_prompt_ids_out_of_chat_choices)
+{
+    struct strbuf prompt = STRBUF_INIT;
+    struct openai_piece p = {.text = "x", .text_len = 1, .stop_token = -1, .prompt_ids = &prompt};
+
+    openai_add_id(&prompt, 1);
+    openai_write_message_choice(&out, &p);
+    openai_write_delta_choice(&out, &p);
+    ck_assert_ptr_null(strstr(out.buf, "prompt_token_ids"));
+    strbuf_reset(&out);
+    openai_write_list(&out, "prompt_token_ids", &prompt);
+    openai_write_list(&out, "absent", NULL);
+    expect(",\"prompt_token_ids\":[1]");
+    strbuf_release(&prompt);
 }
 END_TEST
 
@@ -243,8 +302,8 @@ START_TEST(openai_json__writes_prompt_logprobs)
     second.n_top = 1;
     second.top_id[0] = 0;
     second.top_logprob[0] = -1;
-    openai_add_prompt_logprob(&out, &first, &toy);
-    openai_add_prompt_logprob(&out, &second, &toy);
+    openai_add_prompt_logprob(&out, &first, 1, &toy);
+    openai_add_prompt_logprob(&out, &second, 1, &toy);
     expect("null,{\"0\":{\"logprob\":-1,\"rank\":1,\"decoded_token\":\"a\"},"
            "\"4\":{\"logprob\":-3,\"rank\":null,\"decoded_token\":\"\\\"\"}}");
 }
@@ -328,6 +387,9 @@ TEST_SUITE(openai_json)
     tcase_add_test(tc, openai_json__keeps_map_keys_unique);
     tcase_add_test(tc, openai_json__spells_tokens_as_ids);
     tcase_add_test(tc, openai_json__writes_chat_logprobs);
+    tcase_add_test(tc, openai_json__leaves_silent_tokens_out_of_the_text);
+    tcase_add_test(tc, openai_json__cuts_prompt_logprobs_to_what_was_asked);
+    tcase_add_test(tc, openai_json__keeps_prompt_ids_out_of_chat_choices);
     tcase_add_test(tc, openai_json__writes_prompt_logprobs);
     tcase_add_test(tc, sse__frames_events);
     tcase_add_test(tc, api_error__writes_four_keys);
