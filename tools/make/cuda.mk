@@ -67,6 +67,9 @@ test-cuda bench-cuda test-cuda-emu:
 
 endif
 
+# Programs look beside themselves first. The old kind of tag, since the libraries' own needs follow it too.
+LDFLAGS += -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/lib'
+
 # A folder that runs on another Linux x86-64 machine: the program and its shared libraries, but for
 # the C library, the driver's and CUDA's own (DIST_CUDA=1 brings libcublasLt too: 541 MB).
 DIST ?= $(BUILD)/dist/spand-$(VERSION)
