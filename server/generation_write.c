@@ -78,6 +78,38 @@ static bool is_unechoed(const struct generation *g, int prompt_idx, int i, int32
            (in->text_len == 0 || g->params.add_special != 0);
 }
 
+static int64_t leading_spaces(const struct strbuf *s)
+{
+    int64_t n = 0;
+
+    while (n < (int64_t)s->len && s->buf[n] == ' ')
+        n++;
+    return n;
+}
+
+/* Spaces that the first tokens have and the echo lacks: Llama 2 puts one in front of every text. */
+static int64_t stripped_spaces(const struct choice *c, const struct engine_event *ev,
+                               const struct token_speller *speller)
+{
+    const struct generation *g = c->generation;
+    struct strbuf bytes = STRBUF_INIT;
+    int64_t n = -leading_spaces(&g->prompts[c->prompt_idx].echo);
+
+    for (int i = 0; i < ev->n_prompt_tokens; i++) {
+        int32_t id = ev->prompt_tokens[i].id;
+
+        if (is_unechoed(g, c->prompt_idx, i, id))
+            continue;
+        strbuf_reset(&bytes);
+        speller->bytes(speller->arg, id, &bytes);
+        n += leading_spaces(&bytes);
+        if (leading_spaces(&bytes) < (int64_t)bytes.len)
+            break;
+    }
+    strbuf_release(&bytes);
+    return n > 0 ? n : 0;
+}
+
 static void add_prompt(struct choice *c, const struct engine_event *ev,
                        const struct token_speller *speller)
 {
@@ -85,6 +117,8 @@ static void add_prompt(struct choice *c, const struct engine_event *ev,
     const struct openai_params *p = &g->params;
     bool wants_echo = p->echo && p->n_logprobs >= 0;
 
+    if (wants_echo)
+        c->logprobs.text_at = -stripped_spaces(c, ev, speller);
     for (int i = 0; i < ev->n_prompt_tokens; i++) {
         const struct engine_token *t = &ev->prompt_tokens[i];
 

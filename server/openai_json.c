@@ -131,7 +131,7 @@ static void add_completions_entry(struct logprob_list *l, const struct engine_to
     add_comma(&l->values);
     add_logprob(&l->values, t->logprob);
     add_comma(&l->offsets);
-    strbuf_addf(&l->offsets, "%lld", (long long)l->text_at);
+    strbuf_addf(&l->offsets, "%lld", (long long)(l->text_at > 0 ? l->text_at : 0));
     add_comma(&l->tops);
     if (isnan(t->logprob)) {
         strbuf_addstr(&l->tops, "null");

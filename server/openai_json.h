@@ -29,8 +29,8 @@ enum logprob_style { LOGPROBS_COMPLETIONS, LOGPROBS_CHAT };
 struct logprob_list {
     enum logprob_style style;
     struct strbuf tokens, values, tops, offsets; /* chat uses tokens alone */
-    int64_t text_at;                             /* code points before the next token */
-    int n;                                       /* entries since the last write */
+    int64_t text_at; /* code points before the next token; below 0: the text lacks its beginning */
+    int n;           /* entries since the last write */
 };
 
 void logprob_list_init(struct logprob_list *l, enum logprob_style style);

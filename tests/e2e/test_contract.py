@@ -1,9 +1,13 @@
 """The fine print of the API: offsets, bytes, ids and lists that must agree with the text."""
 
 import json
+import os
 import random
+import shutil
 
 import pytest
+
+from daemon import ROOT, Daemon
 
 BOS, END = 0, 1  # special tokens of the demo model
 BYTES = "é😀日本ñ€ß🎉Жя"  # characters that the demo model spells byte by byte
@@ -115,6 +119,28 @@ def test_offsets_follow_the_echo_over_special_tokens(daemon, model, prompt, skip
     answer = complete(daemon, model, prompt=prompt, echo=True, logprobs=0, max_tokens=0,
                       skip_special_tokens=skip)
     assert answer["choices"][0]["logprobs"]["text_offset"] == offsets
+
+
+def test_offsets_allow_for_the_space_in_front_of_every_text(tmp_path):
+    """Tokenizers like Llama 2's put a space before the text, which the text does not show."""
+    fixture = os.path.join(ROOT, "tests", "fixtures", "tokenizers", "llama2-prepend")
+    shutil.copy(os.path.join(fixture, "tokenizer.json"), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+        "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 4003, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "torch_dtype": "float32",
+        "bos_token_id": 1, "eos_token_id": 2}))
+    d = Daemon("--weights", "random", "--served-model-name", "tiny", model=str(tmp_path))
+    try:
+        for prompt in ("Hello world", " Hello", "  x", " ", [1, *ids_of(d, "Hello world")]):
+            answer = complete(d, "tiny", prompt=prompt, echo=True, logprobs=0, max_tokens=0)
+            choice = answer["choices"][0]
+            for token, at in zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]):
+                if token != "<s>" and at > 0:
+                    assert choice["text"][at:at + len(token)] == token, (prompt, choice)
+    finally:
+        assert d.stop() == 0
 
 
 def test_offsets_stand_still_over_skipped_tokens(daemon, model):

@@ -259,6 +259,22 @@ START_TEST(openai_json__leaves_silent_tokens_out_of_the_text)
 }
 END_TEST
 
+/* Where the text lacks the first tokens' spaces, offsets begin at 0 and are short by as many. */
+START_TEST(openai_json__counts_offsets_from_a_stripped_beginning)
+{
+    struct logprob_list l;
+    struct engine_token t = token(0, -1);
+
+    logprob_list_init(&l, LOGPROBS_COMPLETIONS);
+    l.text_at = -1;
+    for (int i = 0; i < 3; i++)
+        logprob_list_add(&l, &t, 0, false, &toy);
+    logprob_list_write(&l, &out);
+    ck_assert_ptr_nonnull(strstr(out.buf, "\"text_offset\":[0,0,1]"));
+    logprob_list_release(&l);
+}
+END_TEST
+
 /* More alternatives than prompt_logprobs asks for may be there, for the sake of echo. */
 START_TEST(openai_json__cuts_prompt_logprobs_to_what_was_asked)
 {
@@ -388,6 +404,7 @@ TEST_SUITE(openai_json)
     tcase_add_test(tc, openai_json__spells_tokens_as_ids);
     tcase_add_test(tc, openai_json__writes_chat_logprobs);
     tcase_add_test(tc, openai_json__leaves_silent_tokens_out_of_the_text);
+    tcase_add_test(tc, openai_json__counts_offsets_from_a_stripped_beginning);
     tcase_add_test(tc, openai_json__cuts_prompt_logprobs_to_what_was_asked);
     tcase_add_test(tc, openai_json__keeps_prompt_ids_out_of_chat_choices);
     tcase_add_test(tc, openai_json__writes_prompt_logprobs);
