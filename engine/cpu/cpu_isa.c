@@ -1,6 +1,8 @@
 /*
  * cpu_isa - CPUID through the compiler's helpers, which also ask whether the system saves the
- * registers. AMX needs a system call besides: its tiles are off until a process asks for them.
+ * registers. AMX needs a system call besides: its tiles are off until a process asks for them. The
+ * permission is the process's: one call at open serves the threads that are started after it. When
+ * it is refused (an old kernel, a sandbox), the AVX-512 product takes over.
  */
 #include "engine/cpu/cpu_isa.h"
 
@@ -31,11 +33,24 @@ const char *cpu_isa_name(enum cpu_isa isa)
 #define ARCH_REQ_XCOMP_PERM 0x1023 /* asm/prctl.h from Linux 5.16 on */
 #define XFEATURE_XTILEDATA  18
 
+#define XCR0_TILES (3u << 17) /* tile configuration and tile data */
+
+/* Does the system save the tiles? */
+static bool xcr0_has_tiles(void)
+{
+    unsigned a, b, c, d;
+
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+        return false;
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a & XCR0_TILES) == XCR0_TILES;
+}
+
 static bool amx_is_usable(void)
 {
     unsigned a, b, c, d;
 
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+    if (!xcr0_has_tiles() || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return false;
     if (!(d & (1u << 24)) || !(d & (1u << 22))) /* AMX-TILE, AMX-BF16 */
         return false;
