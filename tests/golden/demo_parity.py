@@ -41,7 +41,9 @@ import tokenizer_lines  # noqa: E402
 MODEL = ROOT / "models" / "demo-llama"
 N_NEW = 128
 NEAR_TIE = 1e-4
-LOGPROB_LIMIT = 2e-4  # fp32 sums of another order, over 8 layers and up to 4,096 keys
+# Of a prompt of 2,048 tokens, fp32 is off by up to 9e-5 in transformers and 1.4e-4 in the daemon,
+# when both are compared with transformers in double precision.
+LOGPROB_LIMIT = 5e-4
 ANSWER_TOKENS = 40
 
 TEXTS = [
