@@ -10,8 +10,8 @@ what=${*:-suites bench sanitizer}
 log=${LOG:-/dev/null}
 
 # cuBLASLt: CUDA's own folder, or one that came with a Python package.
-for lib in /usr/local/cuda/lib64 $(ls -d /opt/*/.venv/lib/python3*/site-packages/nvidia/*/lib \
-        /usr/lib/python3*/site-packages/nvidia/*/lib 2>/dev/null); do
+packages=$(python3 -c 'import sys; print(" ".join(p + "/nvidia/*/lib" for p in sys.path if p))' 2>/dev/null)
+for lib in /usr/local/cuda/lib64 $packages; do
     if [ -e "$lib/libcublasLt.so.13" ]; then
         LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
         export LD_LIBRARY_PATH
