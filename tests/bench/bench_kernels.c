@@ -519,7 +519,6 @@ int bench_kernels(int argc, char **argv)
     static struct bench_state s;
     const char *csv = option(argc, argv, "--csv", NULL), *only = option(argc, argv, "--only", "");
     struct backend_params p = {.device = "cpu",
-                               .pin_threads = true,
                                .max_rows = MAX_ROWS,
                                .max_dim = 2 * FFN_DIM,
                                .max_vocab = VOCAB_BIG,
@@ -530,8 +529,10 @@ int bench_kernels(int argc, char **argv)
 
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
-            printf("usage: spand-bench kernels [--threads N] [--dtype bf16|f16|f32] [--layers N]\n"
-                   "       [--seconds S] [--only read|decode|attn|prompt|sample] [--csv FILE]\n");
+            printf(
+                "usage: spand-bench kernels [--threads N] [--dtype bf16|f16|f32] [--layers N]\n"
+                "       [--pin true|false] [--seconds S] [--only read|decode|attn|prompt|sample]\n"
+                "       [--csv FILE]\n");
             return 0;
         }
     }
@@ -540,6 +541,7 @@ int bench_kernels(int argc, char **argv)
     s.n_held = atoi(option(argc, argv, "--layers", "4"));
     s.n_held = s.n_held < 1 ? 1 : s.n_held > N_LAYERS ? N_LAYERS : s.n_held;
     p.n_threads = atoi(option(argc, argv, "--threads", "0"));
+    p.pin_threads = strcmp(option(argc, argv, "--pin", "false"), "true") == 0;
     p.dtype = s.dtype;
     if (csv && !(s.csv = fopen(csv, "w"))) {
         perror(csv);
@@ -548,7 +550,7 @@ int bench_kernels(int argc, char **argv)
     if (s.csv)
         fprintf(s.csv, "op,shape,us,bytes,gb_s,pct_read,flops,gflop_s\n");
     if (cpu_isa_choose(&isa, &err) < 0 || backend_open(&s.be, &p, &err) < 0 ||
-        cpu_threads_open(&s.threads, p.n_threads, true, &err) < 0)
+        cpu_threads_open(&s.threads, p.n_threads, p.pin_threads, &err) < 0)
         die(&err);
     s.kern = cpu_kernels_for(isa);
     printf("%s; weights %s, %d layers in turns\n", s.be->description, dtype_name(s.dtype),
