@@ -105,15 +105,38 @@ static int fit_context(struct generation *g, struct generation_prompt *p)
     return 0;
 }
 
+/* Refuses text that is too long to be worth a tokenizer's while. */
+static int check_bytes(struct generation *g, int i)
+{
+    int64_t most = g->server->limits.max_prompt_bytes, n = 0;
+
+    if (g->params.messages) {
+        for (int k = 0; k < g->params.n_messages; k++)
+            n += (int64_t)g->params.messages[k].content_len;
+    } else {
+        n = (int64_t)g->params.prompts[i].text_len;
+    }
+    if (n <= most)
+        return 0;
+    return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+                         "This model's maximum context length is %d tokens, but the prompt has "
+                         "%lld bytes; more than %lld cannot fit.",
+                         g->server->limits.max_seq_len, (long long)n, (long long)most);
+}
+
 static int tokenize(struct generation *g)
 {
+    bool generates = g->api & (API_COMPLETIONS | API_CHAT);
+
     for (int i = 0; i < g->n_prompts; i++) {
         struct generation_prompt *p = &g->prompts[i];
         struct err err = {0};
 
+        if (generates && check_bytes(g, i) < 0)
+            return ERR_INVALID;
         if (tokenize_one(g, i, &err) < 0)
             return api_error_from_err(&g->error, &err, input_name(g));
-        if (!(g->api & (API_COMPLETIONS | API_CHAT)))
+        if (!generates)
             continue;
         if (fill_empty(g, p) < 0 || fit_context(g, p) < 0)
             return ERR_INVALID;

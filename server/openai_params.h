@@ -28,6 +28,7 @@ enum openai_api { API_COMPLETIONS = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOK
 struct openai_limits {
     const char *model_id;
     int vocab_size, max_seq_len;
+    int64_t max_prompt_bytes; /* text beyond it cannot fit the context */
     int max_prompts, max_choices, max_logprobs, json_depth;
     float temperature, top_p, repetition_penalty; /* defaults, by sampling_defaults */
     int top_k;

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #define DRAIN_CHECK_MS 20
+#define NORMALIZE_MAX  4 /* some normalisers shorten a text: its tokens may stand for more bytes */
 #define PROGRESS_MS    INT64_C(1000)
 #define CUT_AFTER_MS   2000 /* for clients to take the error; then their connections are cut */
 
@@ -117,6 +118,24 @@ static void on_progress(void *arg, const char *what, size_t done, size_t total)
     log_info("loading: %s %d%% after %.1f s", what, pct, (now_ns - s->load_since_ns) * 1e-9);
 }
 
+/*
+ * A text that is too long for the context even if all its tokens were the longest one. Tokenizing
+ * it would keep a core busy for nothing, for many seconds at the largest body.
+ */
+static int64_t most_prompt_bytes(const struct serve *s, const struct engine_info *i)
+{
+    struct strbuf bytes = STRBUF_INIT;
+    size_t longest = 1;
+
+    for (int32_t id = 0; id < i->vocab_size; id++) {
+        strbuf_reset(&bytes);
+        engine_token_bytes(s->engine, id, &bytes);
+        longest = bytes.len > longest ? bytes.len : longest;
+    }
+    strbuf_release(&bytes);
+    return (int64_t)longest * i->max_seq_len * NORMALIZE_MAX;
+}
+
 static void fill_limits(struct serve *s)
 {
     const struct engine_info *i = engine_get_info(s->engine);
@@ -125,6 +144,7 @@ static void fill_limits(struct serve *s)
         .model_id = i->model_id,
         .vocab_size = i->vocab_size,
         .max_seq_len = i->max_seq_len,
+        .max_prompt_bytes = most_prompt_bytes(s, i),
         .max_prompts = s->config->max_prompts,
         .max_choices = s->config->max_choices,
         .max_logprobs = s->config->max_logprobs,

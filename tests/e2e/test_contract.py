@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import time
 
 import pytest
 
@@ -216,6 +217,19 @@ def test_ends_of_ranges_are_taken(daemon, model):
 def test_tokenize_takes_one_string(daemon, prompt):
     status, answer = daemon.post("/tokenize", {"prompt": prompt})
     assert status == 400 and answer["error"]["param"] == "prompt"
+
+
+def test_text_that_cannot_fit_is_refused_without_tokenizing_it(daemon, model):
+    """8 MB of spaces took a core half a minute to count."""
+    for path, body in (("/v1/completions", {"prompt": " " * 8_000_000}),
+                       ("/v1/completions", {"prompt": ["x", "a" * 8_000_000]}),
+                       ("/v1/chat/completions", {
+                           "messages": [{"role": "user", "content": "ab " * 3_000_000}]})):
+        began = time.monotonic()
+        status, answer = daemon.post(path, {"model": model, **body})
+        assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+        assert "bytes" in answer["error"]["message"]
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "PUT"])
