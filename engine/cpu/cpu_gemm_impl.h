@@ -49,8 +49,8 @@ VEC_FN vf tile_act(const struct gemm_args *a, const struct gemm_tile *t, int i, 
     return x;
 }
 
+/* VW vectors become their columns. */
 #if defined(__AVX512F__)
-/* 16 vectors become their columns. */
 VEC_FN void v_transpose(vf r[VW])
 {
     __m512 t[VW];
@@ -86,9 +86,45 @@ VEC_FN void v_transpose(vf r[VW])
     }
 }
 
-/* Sixteen outputs of up to sixteen rows at column c. */
-VEC_FN void tile_store16(const struct gemm_args *a, const struct gemm_tile *t, int i, int c,
-                         int n_rows)
+#elif defined(__AVX2__)
+VEC_FN void v_transpose(vf r[VW])
+{
+    __m256 t[VW];
+
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+        t[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < VW; i++)
+        r[i] = t[i];
+}
+#else
+VEC_FN void v_transpose(vf r[VW])
+{
+    vf a = r[0], b = r[1], c = r[2], d = r[3];
+
+    for (int i = 0; i < VW; i++)
+        r[i] = (vf){a[i], b[i], c[i], d[i]};
+}
+#endif
+
+/* VW outputs of up to VW rows at column c. */
+VEC_FN void tile_store_square(const struct gemm_args *a, const struct gemm_tile *t, int i, int c,
+                              int n_rows)
 {
     int o = t->out0 + i;
     float *y = a->y + (int64_t)(t->row0 + c) * a->ldy + o;
@@ -107,7 +143,6 @@ VEC_FN void tile_store16(const struct gemm_args *a, const struct gemm_tile *t, i
         }
     }
 }
-#endif
 
 /* Stores or adds n_cols columns of a tile; rows beyond the batch are left out. */
 VEC_FN void tile_store(const struct gemm_args *a, const struct gemm_tile *t, int n_cols)
@@ -115,12 +150,10 @@ VEC_FN void tile_store(const struct gemm_args *a, const struct gemm_tile *t, int
     int n_rows = a->n_rows - t->row0 < n_cols ? a->n_rows - t->row0 : n_cols;
     int i = 0;
 
-#if defined(__AVX512F__)
     for (; i + VW <= t->n_out; i += VW) {
         for (int c = 0; c < n_rows; c += VW)
-            tile_store16(a, t, i, c, n_rows - c < VW ? n_rows - c : VW);
+            tile_store_square(a, t, i, c, n_rows - c < VW ? n_rows - c : VW);
     }
-#endif
     for (int r = 0; r < n_rows; r++) {
         float *y = a->y + (int64_t)(t->row0 + r) * a->ldy + t->out0;
 

@@ -199,8 +199,9 @@ VEC_FN void outer_sum(float *sum, int ld, const float *w, int64_t si, int64_t sk
 }
 
 /*
- * Rows o .. of w as f32 [n_in, GEMM_OUTS]; outputs beyond n are 0. With a transpose at hand VW
- * values of all rows go at once: a store's last lanes are overwritten by the next store.
+ * Rows o .. of w as f32 [n_in, GEMM_OUTS]; outputs beyond n are 0. VW values of all rows go at once
+ * through a transpose of VW by VW, whose last rows may be missing: a store's last lanes are
+ * overwritten by the next store.
  */
 VEC_FN void panel_fill(float *panel, const void *w, int o, int n, int n_in, const enum dtype dt)
 {
@@ -208,7 +209,7 @@ VEC_FN void panel_fill(float *panel, const void *w, int o, int n, int n_in, cons
     const char *rows = (const char *)w + (size_t)o * row_bytes;
     int k0 = 0;
 
-#if defined(__AVX512F__)
+#if VW >= GEMM_OUTS
     for (; k0 + 2 * VW <= n_in; k0 += VW) { /* the last step is left to the plain loop */
         vf r[VW];
 
@@ -253,9 +254,21 @@ static size_t gemm_f32_scratch(int n_in)
 static void gemm_f32_pack(void *group, const float *x, int64_t ldx, int n_rows, int n_in)
 {
     float *out = group;
+    int k0 = 0;
 
+    for (; k0 + VW <= n_in; k0 += VW) {
+        vf v[VW];
+
+#pragma GCC unroll 16
+        for (int r = 0; r < VW; r++)
+            v[r] = r < n_rows ? v_load(x + r * ldx + k0) : v_zero();
+        v_transpose(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < VW; r++)
+            v_store(out + (int64_t)(k0 + r) * VW, v[r]);
+    }
     for (int r = 0; r < VW; r++) {
-        for (int k = 0; k < n_in; k++)
+        for (int k = k0; k < n_in; k++)
             out[(int64_t)k * VW + r] = r < n_rows ? x[r * ldx + k] : 0.0f;
     }
 }
