@@ -59,13 +59,14 @@ struct step_batch {
 
 /* All KV memory, and where each slot's heads have their pages. */
 struct kv_view {
-    void *pages;                /* device [n_pages, page_bytes]; a page is K [page_entries, head_dim], V alike */
+    void *pages; /* device [n_pages, page_bytes]; a page is K [page_entries, head_dim], V alike */
     size_t page_bytes;
-    int page_entries;           /* 64 for token models */
+    int page_entries; /* 64 for token models */
     int head_dim, n_layers, n_heads, n_kv_heads;
     enum dtype dtype;
-    const int32_t *page_table;  /* device; page ids */
-    const int32_t *head_base;   /* device [n_slots, n_layers, n_kv_heads]: first entry in page_table */
+    const int32_t *page_table; /* device; page ids */
+    const int32_t
+        *head_base; /* device [n_slots, n_layers, n_kv_heads]: first entry in page_table */
     const struct kv_geom *geom; /* device [n_slots, n_layers, n_kv_heads] */
     const int32_t *window;      /* device [n_slots, n_layers, n_heads] */
 };
@@ -96,15 +97,16 @@ struct attn_in_args {
     int layer, dim, n_heads, n_kv_heads, head_dim;
     const void *x; /* [n_rows, dim] */
     struct norm_args norm;
-    const struct weight *wqkv;           /* [(n_heads + 2 n_kv_heads) head_dim, dim]: q, k, v stacked */
-    const struct weight *bqkv;           /* the same n_out, or NULL */
+    const struct weight *wqkv; /* [(n_heads + 2 n_kv_heads) head_dim, dim]: q, k, v stacked */
+    const struct weight *bqkv; /* the same n_out, or NULL */
     const struct weight *q_norm, *k_norm; /* [head_dim] RMSNorm gains (Qwen3), or NULL */
     float qk_norm_eps;
-    int rope_dim;          /* rotated leading dims of a head, halves paired (i, i + rope_dim/2); 0: none */
-    const float *inv_freq; /* [rope_dim/2], or [n_rows, rope_dim/2]; angle = (float)pos * inv_freq in f32 */
-    int inv_freq_stride;   /* elements from row to row: 0 or rope_dim/2 */
-    float rope_scale;      /* cos and sin are multiplied by it (yarn); 1 otherwise */
-    void *q;               /* out [n_rows, n_heads, head_dim] */
+    int rope_dim; /* rotated leading dims of a head, halves paired (i, i + rope_dim/2); 0: none */
+    const float
+        *inv_freq; /* [rope_dim/2], or [n_rows, rope_dim/2]; angle = (float)pos * inv_freq in f32 */
+    int inv_freq_stride;     /* elements from row to row: 0 or rope_dim/2 */
+    float rope_scale;        /* cos and sin are multiplied by it (yarn); 1 otherwise */
+    void *q;                 /* out [n_rows, n_heads, head_dim] */
     void *k_chunk, *v_chunk; /* out, kv dtype [n_rows - n_decode, n_kv_heads, head_dim] */
 };
 
@@ -117,9 +119,9 @@ struct attn_args {
     const struct kv_view *kv;
     int layer, n_heads, n_kv_heads, head_dim;
     float scale;
-    const void *q;                  /* [n_rows, n_heads, head_dim] */
-    const void *k_chunk, *v_chunk;  /* as attn_in wrote them */
-    void *out;                      /* [n_rows, n_heads, head_dim] */
+    const void *q;                 /* [n_rows, n_heads, head_dim] */
+    const void *k_chunk, *v_chunk; /* as attn_in wrote them */
+    void *out;                     /* [n_rows, n_heads, head_dim] */
 };
 
 /* Moves the chunk buffers into pages: sink positions and each chunk's last `ring` positions. */
@@ -133,10 +135,10 @@ struct kv_append_args {
 /* x += a wo^T + bias */
 struct attn_out_args {
     const struct step_batch *batch;
-    int dim, n_in;                  /* n_in = n_heads * head_dim */
-    const void *a;                  /* [n_rows, n_in] */
-    const struct weight *wo, *bo;   /* [dim, n_in]; bo or NULL */
-    void *x;                        /* in and out [n_rows, dim] */
+    int dim, n_in;                /* n_in = n_heads * head_dim */
+    const void *a;                /* [n_rows, n_in] */
+    const struct weight *wo, *bo; /* [dim, n_in]; bo or NULL */
+    void *x;                      /* in and out [n_rows, dim] */
 };
 
 /* x += down(act(gate(norm x)) * up(norm x)), or without gate: x += down(act(up(norm x))) */
@@ -178,14 +180,14 @@ struct sample_row {
     float temperature; /* 0: greedy */
     float top_p, min_p;
     float repetition_penalty, presence_penalty, frequency_penalty;
-    int32_t top_k;                    /* 0: off */
+    int32_t top_k; /* 0: off */
     uint64_t seed;
-    uint32_t sample_idx;              /* which of n */
-    int64_t position;                 /* of the token to be drawn */
-    int32_t forced_token;             /* >= 0: nothing is drawn, this token's logprob is reported */
-    int32_t n_top;                    /* how many best tokens to report, at most max_top */
-    int32_t bias_at, n_bias;          /* range in args->bias */
-    int32_t seen_at, n_seen;          /* range in args->seen, tokens unique */
+    uint32_t sample_idx;     /* which of n */
+    int64_t position;        /* of the token to be drawn */
+    int32_t forced_token;    /* >= 0: nothing is drawn, this token's logprob is reported */
+    int32_t n_top;           /* how many best tokens to report, at most max_top */
+    int32_t bias_at, n_bias; /* range in args->bias */
+    int32_t seen_at, n_seen; /* range in args->seen, tokens unique */
 };
 
 struct sample_result {
@@ -220,8 +222,8 @@ struct sample_args {
     const struct sample_bias *bias; /* device */
     const struct sample_seen *seen; /* device */
     struct sample_result *result;   /* device out [n_rows] */
-    int32_t *top_token;             /* device out [n_rows, max_top], best first; -1 behind the end */
-    float *top_logprob;             /* device out [n_rows, max_top], raw as above */
+    int32_t *top_token; /* device out [n_rows, max_top], best first; -1 behind the end */
+    float *top_logprob; /* device out [n_rows, max_top], raw as above */
 };
 
 /* Copies whole pages: dst[i] = src[i]. */
@@ -232,8 +234,16 @@ struct kv_copy_args {
 };
 
 enum backend_op {
-    OP_EMBED, OP_ATTN_IN, OP_ATTN, OP_KV_APPEND, OP_ATTN_OUT, OP_FFN, OP_LOGITS, OP_SAMPLE,
-    OP_KV_COPY, OP_COUNT
+    OP_EMBED,
+    OP_ATTN_IN,
+    OP_ATTN,
+    OP_KV_APPEND,
+    OP_ATTN_OUT,
+    OP_FFN,
+    OP_LOGITS,
+    OP_SAMPLE,
+    OP_KV_COPY,
+    OP_COUNT
 };
 
 /* What an op had to move and compute since open: for benches and /metrics. */
@@ -254,9 +264,10 @@ struct backend_ops {
     int (*download)(struct backend *be, void *host, const void *src, size_t bytes, struct err *err);
 
     /*
-     * Makes *w of parts stacked along n_out, converted to dtype. `is_matrix` weights are operands of
-     * a product and may be packed; data stays plain rows (a tied table is embedded from). The others,
-     * gains and biases, always have dtype DTYPE_F32. On error *w is as weight_free leaves it.
+     * Makes *w of parts stacked along n_out, converted to dtype. `is_matrix` weights are operands
+     * of a product and may be packed; data stays plain rows (a tied table is embedded from). The
+     * others, gains and biases, always have dtype DTYPE_F32. On error *w is as weight_free leaves
+     * it.
      */
     int (*weight_load)(struct backend *be, struct weight *w, const struct weight_part *parts,
                        int n_parts, enum dtype dtype, bool is_matrix, struct err *err);
@@ -296,18 +307,18 @@ struct backend {
 };
 
 struct backend_params {
-    const char *device;   /* "auto", "cpu", "cuda", "cuda:1" */
-    enum dtype dtype;     /* of weights; f32 asks for f32 arithmetic throughout */
-    int n_threads;        /* CPU: 0 is every core this process may use */
+    const char *device; /* "auto", "cpu", "cuda", "cuda:1" */
+    enum dtype dtype;   /* of weights; f32 asks for f32 arithmetic throughout */
+    int n_threads;      /* CPU: 0 is every core this process may use */
     bool pin_threads;
-    int max_rows;         /* most rows of a step: sizes the scratch memory */
-    int max_dim;          /* widest activation row, fused outputs included: likewise */
+    int max_rows; /* most rows of a step: sizes the scratch memory */
+    int max_dim;  /* widest activation row, fused outputs included: likewise */
     int max_vocab;
-    int max_logits;       /* most logit rows of a step */
-    int max_positions;    /* longest sequence, for attention scratch */
+    int max_logits;    /* most logit rows of a step */
+    int max_positions; /* longest sequence, for attention scratch */
 };
 
-/* Opens what params->device names. "auto" takes CUDA when it is built in and usable, else the CPU. */
+/* Opens what params->device names. "auto" is the CPU as long as no GPU has run the CUDA suites. */
 int backend_open(struct backend **out, const struct backend_params *params, struct err *err);
 int cpu_backend_open(struct backend **out, const struct backend_params *params, struct err *err);
 int cuda_backend_open(struct backend **out, const struct backend_params *params, struct err *err);

@@ -22,9 +22,9 @@
 #define KV_FN static inline
 #endif
 
-#define KV_TILE        64                /* spans, rings and prefill tiles are multiples of this */
-#define KV_RING_DENSE  (1 << 30)         /* no ring is this long: nothing is ever overwritten */
-#define KV_WINDOW_ALL  (1 << 30)
+#define KV_TILE       64        /* spans, rings and prefill tiles are multiples of this */
+#define KV_RING_DENSE (1 << 30) /* no ring is this long: nothing is ever overwritten */
+#define KV_WINDOW_ALL (1 << 30)
 
 enum kv_mask {
     KV_MASK_TOKEN = 0, /* visible iff j < n_sink or i - j < window, prefill and decode alike */
@@ -48,7 +48,8 @@ KV_FN int32_t kv_index_of(struct kv_geom g, int32_t pos)
     return base + (pos - g.n_sink) % g.ring;
 }
 
-/* The position held at ring offset r when `newest` was the last one written; invalid if < n_sink. */
+/* The position held at ring offset r when `newest` was the last one written; invalid if < n_sink.
+ */
 KV_FN int32_t kv_position_at(struct kv_geom g, int32_t r, int32_t newest)
 {
     int32_t d = (newest - g.n_sink - r) % g.ring;
@@ -67,15 +68,15 @@ KV_FN bool kv_sees_prompt(struct kv_geom g, int32_t window, int32_t i, int32_t j
 {
     if (g.mask == KV_MASK_TOKEN)
         return kv_sees_decode(g, window, i, j);
-    return j <= i && (j / KV_TILE < g.n_sink / KV_TILE ||
-                      j / KV_TILE >= i / KV_TILE - window / KV_TILE + 1);
+    return j <= i &&
+           (j / KV_TILE < g.n_sink / KV_TILE || j / KV_TILE >= i / KV_TILE - window / KV_TILE + 1);
 }
 
 /* The lowest position that prompt row i may see outside the sink. */
 KV_FN int32_t kv_window_start_prompt(struct kv_geom g, int32_t window, int32_t i)
 {
-    int32_t lo = g.mask == KV_MASK_TOKEN ? i - window + 1
-                                         : (i / KV_TILE - window / KV_TILE + 1) * KV_TILE;
+    int32_t lo =
+        g.mask == KV_MASK_TOKEN ? i - window + 1 : (i / KV_TILE - window / KV_TILE + 1) * KV_TILE;
 
     return lo < 0 ? 0 : lo;
 }

@@ -70,16 +70,16 @@ struct sampling_params {
     int top_k;                       /* 0: off */
     float repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0 */
     uint64_t seed;
-    uint32_t sample_idx;             /* which of the n samples of one prompt */
+    uint32_t sample_idx; /* which of the n samples of one prompt */
     int max_tokens, min_tokens;
     bool ignore_eos, include_stop, skip_special;
-    int n_logprobs;                  /* -1: none; 0: the sampled token's; k: k alternatives too */
-    int n_prompt_logprobs;           /* the same for the prompt's tokens, computed in its prefill */
-    const char *const *stop;         /* [n_stop] borrowed during submit; UTF-8, not empty */
+    int n_logprobs;          /* -1: none; 0: the sampled token's; k: k alternatives too */
+    int n_prompt_logprobs;   /* the same for the prompt's tokens, computed in its prefill */
+    const char *const *stop; /* [n_stop] borrowed during submit; UTF-8, not empty */
     int n_stop;
-    const int32_t *stop_ids;         /* [n_stop_ids] */
+    const int32_t *stop_ids; /* [n_stop_ids] */
     int n_stop_ids;
-    const struct engine_bias *bias;  /* [n_bias] unique tokens */
+    const struct engine_bias *bias; /* [n_bias] unique tokens */
     int n_bias;
 };
 
@@ -90,15 +90,17 @@ struct engine_request {
     const int32_t *prompt; /* [n_prompt] borrowed during submit */
     int n_prompt;
     struct sampling_params sampling;
-    void *user;            /* comes back in every event */
+    void *user; /* comes back in every event */
 };
 
 /*
  * Queues a request. ERR_INVALID: out of range, the message says what (a client's fault);
  * ERR_CONTEXT: prompt + max_tokens exceed the context, or the pool could never hold them;
- * ERR_LIMIT: the queue or the memory for requests is full; ERR_CLOSED. *id is never 0 and never reused.
+ * ERR_LIMIT: the queue or the memory for requests is full; ERR_CLOSED. *id is never 0 and never
+ * reused.
  */
-int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err);
+int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id,
+                  struct err *err);
 
 /* The request's final event follows soon, with what was generated until then. */
 void engine_cancel(struct engine *e, uint64_t id);
@@ -106,12 +108,12 @@ void engine_cancel(struct engine *e, uint64_t id);
 /* One token with its logprobs, as far as they were asked for. */
 struct engine_token {
     int32_t id;
-    float logprob;           /* NAN when none was asked for, or for the first prompt token */
+    float logprob; /* NAN when none was asked for, or for the first prompt token */
     int n_top;
     int32_t top_id[ENGINE_MAX_TOP];
     float top_logprob[ENGINE_MAX_TOP];
-    int text_at, text_len;   /* bytes of event->text that this token completed; a token whose
-                                characters are still incomplete has text_len 0 */
+    int text_at, text_len; /* bytes of event->text that this token completed; a token whose
+                              characters are still incomplete has text_len 0 */
 };
 
 /* News of one request since the last poll; everything is borrowed until the callback returns. */
@@ -122,9 +124,10 @@ struct engine_event {
     size_t text_len;
     const struct engine_token *tokens; /* [n_tokens] generated since the last event */
     int n_tokens;
-    const struct engine_token *prompt_tokens; /* [n_prompt_logprobs_done] once, if asked for; else NULL */
-    int n_prompt_tokens;       /* of the request, always */
-    int n_completion_tokens;   /* so far */
+    const struct engine_token
+        *prompt_tokens;      /* [n_prompt_logprobs_done] once, if asked for; else NULL */
+    int n_prompt_tokens;     /* of the request, always */
+    int n_completion_tokens; /* so far */
     int n_cached_tokens;
     enum finish_reason finish; /* FINISH_NONE: more will come */
     int32_t stop_token;        /* the stop token id that ended it, else -1 */
@@ -173,7 +176,7 @@ struct engine_stats {
     int64_t n_finished[FINISH_ERROR + 1];
     int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns;
     int64_t pages_total, pages_used;
-    int64_t last_step_ns;  /* clock_ns() when the last step ended; 0: none yet */
+    int64_t last_step_ns; /* clock_ns() when the last step ended; 0: none yet */
     int64_t waiting_tokens;
     bool healthy;
     struct {

@@ -26,9 +26,9 @@
 #include <string.h>
 
 #define MAX_THREADS 256
-#define SPIN_NS     100000 /* longer than the engine's own work between two ops of a step */
-#define SPIN_BURST  64     /* pauses between two looks at the clock */
-#define YIELD_NS    20000  /* a join that takes longer may be short of cores: let others run */
+#define SPIN_NS     100000     /* longer than the engine's own work between two ops of a step */
+#define SPIN_BURST  64         /* pauses between two looks at the clock */
+#define YIELD_NS    20000      /* a join that takes longer may be short of cores: let others run */
 #define CLOSED      UINT32_MAX /* the ticket's next item while there is no job */
 
 struct worker {

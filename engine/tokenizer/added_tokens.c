@@ -21,9 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_ADDED       65536 /* the largest real file has 8,000 */
-#define MAX_CONTENT     4096  /* bytes of one: a search may walk it at every byte of a text */
-#define MAX_TRIE_NODES  (1 << 22)
+#define MAX_ADDED      65536 /* the largest real file has 8,000 */
+#define MAX_CONTENT    4096  /* bytes of one: a search may walk it at every byte of a text */
+#define MAX_TRIE_NODES (1 << 22)
 
 struct trie_node {
     int32_t child, sibling; /* 0: none */
@@ -49,9 +49,8 @@ static int32_t trie_add_node(struct trie *t, unsigned char byte, int32_t sibling
 {
     if (t->n == t->alloc) {
         size_t alloc = t->alloc ? t->alloc * 2 : 256;
-        struct trie_node *nodes = alloc > MAX_TRIE_NODES
-                                      ? NULL
-                                      : realloc(t->nodes, alloc * sizeof(*nodes));
+        struct trie_node *nodes =
+            alloc > MAX_TRIE_NODES ? NULL : realloc(t->nodes, alloc * sizeof(*nodes));
 
         if (!nodes)
             return 0;
@@ -161,7 +160,8 @@ static bool tokens_agree(const struct added_token *a, const struct added_token *
            a->normalized == b->normalized && a->special == b->special;
 }
 
-/* Files tok, which it consumes, under its id and text; *max_id is the highest id given so far, or -1. */
+/* Files tok, which it consumes, under its id and text; *max_id is the highest id given so far, or
+ * -1. */
 static int token_file(struct added_tokens *a, struct added_token *tok, const struct bpe *model,
                       int32_t *max_id, struct err *err)
 {

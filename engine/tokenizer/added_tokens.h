@@ -27,8 +27,8 @@ struct added_token {
     size_t spelling_len;
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
-    bool skipped;   /* special, and the spelling is a special token's content: not decoded */
-    bool marker;    /* special, or of the form <|...: not for what clients write */
+    bool skipped; /* special, and the spelling is a special token's content: not decoded */
+    bool marker;  /* special, or of the form <|...: not for what clients write */
 };
 
 /* json: the array "added_tokens", or NULL. */
@@ -48,12 +48,12 @@ const struct added_token *added_tokens_by_id(const struct added_tokens *a, int32
 struct added_walk {
     const char *text;
     size_t len;
-    bool normalized;    /* which of the two sets */
-    bool parse_markers; /* false: markers stay text */
+    bool normalized;                /* which of the two sets */
+    bool parse_markers;             /* false: markers stay text */
     const struct text_span *client; /* [n_client] where markers stay text all the same */
     size_t n_client, client_at;     /* client_at is private */
-    size_t search;      /* private: where the next search begins */
-    size_t done;        /* private: end of the last token */
+    size_t search;                  /* private: where the next search begins */
+    size_t done;                    /* private: end of the last token */
 };
 
 /*

@@ -23,9 +23,9 @@
 
 #define MAX_IDS     (1 << 22) /* tables are as long as the highest id; real ones stay below 2^19 */
 #define MAX_AFFIX   64
-#define SCAN_MAX    48        /* symbols up to which scanning beats the heap */
+#define SCAN_MAX    48 /* symbols up to which scanning beats the heap */
 #define NO_MERGE    INT64_MAX
-#define N_DIRECT    0x3000    /* characters whose id is looked up in a plain table */
+#define N_DIRECT    0x3000 /* characters whose id is looked up in a plain table */
 #define METASPACE   "\xe2\x96\x81"
 #define METASPACE_N 3
 
@@ -35,15 +35,15 @@ struct token_text {
 };
 
 struct bpe {
-    char *blob, *raw_blob;      /* the spellings; the bytes they spell */
-    struct token_text *tokens;  /* [n_ids] */
+    char *blob, *raw_blob;     /* the spellings; the bytes they spell */
+    struct token_text *tokens; /* [n_ids] */
     int32_t n_ids;
     size_t vocab_size;
-    struct strmap vocab;        /* spelling to id */
-    struct u64map merges;       /* left << 32 | right to rank << 32 | id */
-    struct strmap words;        /* piece to id */
-    int32_t byte_ids[256];      /* of raw bytes */
-    int32_t fallback_ids[256];  /* of <0xXX>, -1: none */
+    struct strmap vocab;       /* spelling to id */
+    struct u64map merges;      /* left << 32 | right to rank << 32 | id */
+    struct strmap words;       /* piece to id */
+    int32_t byte_ids[256];     /* of raw bytes */
+    int32_t fallback_ids[256]; /* of <0xXX>, -1: none */
     int32_t direct_ids[N_DIRECT];
     char *unk_token, *prefix, *suffix; /* NULL: none */
     int32_t unk_id;
@@ -64,7 +64,8 @@ static int load_vocab(struct bpe *b, const json_t *vocab, struct err *err)
 
     if (!json_is_object(vocab))
         return err_set(err, ERR_PARSE, "model: vocab is not an object");
-    json_object_foreach((json_t *)vocab, key, value) {
+    json_object_foreach((json_t *)vocab, key, value)
+    {
         json_int_t id = json_integer_value(value);
 
         if (!json_is_integer(value) || id < 0 || id >= MAX_IDS)
@@ -79,7 +80,8 @@ static int load_vocab(struct bpe *b, const json_t *vocab, struct err *err)
     b->tokens = calloc((size_t)b->n_ids + 1, sizeof(*b->tokens));
     if (!b->blob || !b->tokens)
         return err_set(err, ERR_NO_ROOM, "model: out of memory");
-    json_object_foreach((json_t *)vocab, key, value) {
+    json_object_foreach((json_t *)vocab, key, value)
+    {
         struct token_text *tok = &b->tokens[json_integer_value(value)];
         size_t len = strlen(key);
 
@@ -164,7 +166,8 @@ static int load_merges(struct bpe *b, const json_t *merges, struct err *err)
         return err_set(err, ERR_PARSE, "model: merges is not an array");
     if (json_array_size(merges) > INT32_MAX)
         return err_set(err, ERR_PARSE, "model: too many merges");
-    json_array_foreach((json_t *)merges, i, merge) {
+    json_array_foreach((json_t *)merges, i, merge)
+    {
         const char *line = json_string_value(merge);
         int rc;
 
@@ -226,8 +229,8 @@ static bool holds_inner_metaspace(const char *text, size_t len)
     const char *at = text;
 
     while ((at = memmem(at, len - (size_t)(at - text), METASPACE, METASPACE_N)) != NULL) {
-        if (at > text && (at - text < METASPACE_N || memcmp(at - METASPACE_N, METASPACE,
-                                                            METASPACE_N) != 0))
+        if (at > text &&
+            (at - text < METASPACE_N || memcmp(at - METASPACE_N, METASPACE, METASPACE_N) != 0))
             return true;
         at += METASPACE_N;
     }
@@ -247,8 +250,8 @@ static void make_tables(struct bpe *b)
     for (uint32_t cp = 0; cp < N_DIRECT; cp++)
         b->direct_ids[cp] = bpe_id(b, text, (size_t)utf8_put(text, cp));
     b->unk_id = b->unk_token ? bpe_id(b, b->unk_token, strlen(b->unk_token)) : -1;
-    b->cut_at_metaspace = !b->prefix && !b->suffix && !b->ignore_merges &&
-                          bpe_id(b, METASPACE, METASPACE_N) >= 0;
+    b->cut_at_metaspace =
+        !b->prefix && !b->suffix && !b->ignore_merges && bpe_id(b, METASPACE, METASPACE_N) >= 0;
     for (int32_t id = 0; id < b->n_ids && b->cut_at_metaspace; id++)
         if (b->tokens[id].text && holds_inner_metaspace(b->tokens[id].text, b->tokens[id].len))
             b->cut_at_metaspace = false;
@@ -335,7 +338,7 @@ const char *bpe_text(const struct bpe *b, int32_t id, size_t *len)
  * Encoding.
  */
 
-struct candidate { /* a merge that may happen: pos with its right neighbour */
+struct candidate {  /* a merge that may happen: pos with its right neighbour */
     uint64_t order; /* rank << 32 | pos */
     int32_t id;     /* what it makes */
 };
@@ -389,7 +392,7 @@ static int64_t merge_of(const struct bpe *b, int32_t left, int32_t right)
     int64_t value;
 
     return u64map_get(&b->merges, (uint64_t)left << 32 | (uint32_t)right, &value) ? value
-                                                                                    : NO_MERGE;
+                                                                                  : NO_MERGE;
 }
 
 /* The id of one character as a symbol, with the affixes that its place asks for. */
@@ -533,13 +536,12 @@ static struct candidate heap_pop(struct work *w)
 
 static void consider(const struct bpe *b, struct work *w, int32_t pos)
 {
-    int64_t merge = pos < 0 || w->next[pos] < 0
-                        ? NO_MERGE
-                        : merge_of(b, w->ids[pos], w->ids[w->next[pos]]);
+    int64_t merge =
+        pos < 0 || w->next[pos] < 0 ? NO_MERGE : merge_of(b, w->ids[pos], w->ids[w->next[pos]]);
 
     if (merge != NO_MERGE)
-        heap_push(w, (struct candidate){(uint64_t)(merge >> 32) << 32 | (uint32_t)pos,
-                                        (int32_t)merge});
+        heap_push(
+            w, (struct candidate){(uint64_t)(merge >> 32) << 32 | (uint32_t)pos, (int32_t)merge});
 }
 
 static void merge_by_heap(const struct bpe *b, struct work *w)

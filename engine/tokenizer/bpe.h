@@ -29,8 +29,8 @@ bool bpe_use_raw_bytes(struct bpe *b);
 /* Finds the tokens that their own text encodes to; a word among them needs no merging later. */
 int bpe_index_words(struct bpe *b, struct err *err);
 
-size_t bpe_vocab_size(const struct bpe *b); /* spellings, not ids */
-int32_t bpe_n_ids(const struct bpe *b);     /* highest id + 1 */
+size_t bpe_vocab_size(const struct bpe *b);                        /* spellings, not ids */
+int32_t bpe_n_ids(const struct bpe *b);                            /* highest id + 1 */
 int32_t bpe_id(const struct bpe *b, const char *text, size_t len); /* -1: unknown */
 
 /* Borrowed from b, NUL-terminated; NULL for an id that is not there. */

@@ -31,7 +31,8 @@ static int add_tokens(json_t *to, const json_t *config)
     const char *key;
     json_t *value;
 
-    json_object_foreach((json_t *)config, key, value) {
+    json_object_foreach((json_t *)config, key, value)
+    {
         size_t len = strlen(key), n = sizeof(suffix) - 1;
         json_t *text = json_is_object(value) ? json_object_get(value, "content") : value;
 
@@ -88,7 +89,8 @@ static const char *template_of(const json_t *config)
 
     if (json_is_string(member))
         return json_string_value(member);
-    json_array_foreach((json_t *)member, i, entry) {
+    json_array_foreach((json_t *)member, i, entry)
+    {
         const char *name = json_string_value(json_object_get(entry, "name"));
 
         if (name && strcmp(name, "default") == 0)
@@ -153,8 +155,7 @@ out:
     return rc;
 }
 
-static void put(struct jinja_run *run, struct jinja_dict *d, const char *name,
-                struct jinja_value v)
+static void put(struct jinja_run *run, struct jinja_dict *d, const char *name, struct jinja_value v)
 {
     jinja_dict_put(run, d, jinja_text(run, name, strlen(name)), v);
 }
@@ -169,8 +170,9 @@ static struct jinja_dict *variables(const struct chat_template *ct, struct jinja
 
     json_object_foreach(ct->tokens, key, value)
         put(run, d, key, jinja_from_json(run, value, false));
-    put(run, d, "messages", args->messages ? jinja_from_json(run, args->messages, true)
-                                           : jinja_list_new(run, JINJA_LIST));
+    put(run, d, "messages",
+        args->messages ? jinja_from_json(run, args->messages, true)
+                       : jinja_list_new(run, JINJA_LIST));
     put(run, d, "tools", args->tools ? jinja_from_json(run, args->tools, true) : jinja_none());
     put(run, d, "documents", jinja_none());
     put(run, d, "add_generation_prompt", jinja_bool(args->add_generation_prompt));

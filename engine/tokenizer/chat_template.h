@@ -47,10 +47,10 @@ struct chat_prompt {
 
 void chat_prompt_release(struct chat_prompt *p);
 
-struct chat_args { /* all borrowed; NULL where absent */
-    const json_t *messages;     /* array of {role, content, ...} */
-    const json_t *tools;        /* array, or NULL */
-    const json_t *extra;        /* object: chat_template_kwargs, become variables */
+struct chat_args {          /* all borrowed; NULL where absent */
+    const json_t *messages; /* array of {role, content, ...} */
+    const json_t *tools;    /* array, or NULL */
+    const json_t *extra;    /* object: chat_template_kwargs, become variables */
     bool add_generation_prompt;
 };
 

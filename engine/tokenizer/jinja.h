@@ -56,12 +56,12 @@ struct jinja_value {
         int64_t number;
         double real;
         struct jinja_string *string;
-        struct jinja_list *list;       /* LIST, TUPLE */
-        struct jinja_dict *dict;       /* DICT, NAMESPACE */
+        struct jinja_list *list; /* LIST, TUPLE */
+        struct jinja_dict *dict; /* DICT, NAMESPACE */
         const struct jinja_node *macro;
-        struct jinja_method *method;   /* METHOD, and FUNCTION with no self */
+        struct jinja_method *method; /* METHOD, and FUNCTION with no self */
         struct jinja_loop *loop;
-        const char *name;              /* UNDEFINED: what was not there, or NULL */
+        const char *name; /* UNDEFINED: what was not there, or NULL */
     };
 };
 
@@ -74,7 +74,7 @@ struct jinja_pair {
     struct jinja_value key, value;
 };
 
-struct jinja_dict { /* in order of insertion */
+struct jinja_dict {           /* in order of insertion */
     struct jinja_pair *pairs; /* [n] */
     size_t n, alloc;
 };

@@ -46,7 +46,7 @@ static struct jinja_value attribute(struct jinja_run *run, struct jinja_value v,
 
     if (path.kind == JINJA_INT && (v.kind == JINJA_LIST || v.kind == JINJA_TUPLE))
         return path.number >= 0 && (size_t)path.number < v.list->n ? v.list->items[path.number]
-                                                                    : jinja_undefined(NULL);
+                                                                   : jinja_undefined(NULL);
     if (path.kind != JINJA_STRING)
         return jinja_undefined(NULL);
     while (at <= path.string->len && run->rc == 0) {
@@ -88,8 +88,8 @@ static struct jinja_value choose(struct jinja_run *run, const char *name, struct
 
         if (test.kind == JINJA_STRING && test.string->len < sizeof(word))
             memcpy(word, test.string->text, test.string->len);
-        holds = test.kind == JINJA_STRING ? jinja_test(run, word, what, &rest)
-                                          : jinja_is_true(what);
+        holds =
+            test.kind == JINJA_STRING ? jinja_test(run, word, what, &rest) : jinja_is_true(what);
         if (holds == wanted)
             jinja_list_add(run, out.list, item);
     }
@@ -299,7 +299,8 @@ static struct jinja_value to_number(struct jinja_value v, bool is_float,
 static struct jinja_value round_value(struct jinja_run *run, struct jinja_value v,
                                       const struct jinja_call_args *args)
 {
-    struct jinja_value precision = jinja_arg(args, 0, "precision"), how = jinja_arg(args, 1, "method");
+    struct jinja_value precision = jinja_arg(args, 0, "precision"),
+                       how = jinja_arg(args, 1, "method");
     int64_t p = precision.kind == JINJA_INT ? precision.number : 0;
     double scale = pow(10.0, (double)p);
     char text[400];
@@ -400,8 +401,8 @@ static struct jinja_value escape(struct jinja_run *run, const struct jinja_strin
 }
 
 /* Filters whose operand is a text; the caller has made it one. */
-static struct jinja_value text_filter(struct jinja_run *run, const char *name,
-                                      struct jinja_value v, const struct jinja_call_args *args)
+static struct jinja_value text_filter(struct jinja_run *run, const char *name, struct jinja_value v,
+                                      const struct jinja_call_args *args)
 {
     struct jinja_value a = jinja_arg(args, 0, "chars");
 
@@ -442,8 +443,8 @@ static bool is_one_of(const char *name, const char *const *names)
 struct jinja_value jinja_filter(struct jinja_run *run, const char *name, struct jinja_value v,
                                 const struct jinja_call_args *args)
 {
-    static const char *const texts[] = {"trim",   "indent",      "replace", "escape", "e",
-                                        "string", "forceescape", "safe",    "upper",  "lower",
+    static const char *const texts[] = {"trim",   "indent",      "replace",   "escape", "e",
+                                        "string", "forceescape", "safe",      "upper",  "lower",
                                         "title",  "capitalize",  "wordcount", NULL};
     struct jinja_call_args none = {0};
     struct jinja_builder b;
@@ -534,8 +535,8 @@ static bool compare_test(struct jinja_run *run, const char *name, struct jinja_v
     if (!strcmp(name, "ge") || !strcmp(name, ">="))
         return jinja_compare(run, v, other) >= 0;
     if (!strcmp(name, "sameas"))
-        return v.kind == other.kind && (v.kind == JINJA_BOOL ? v.truth == other.truth
-                                        : v.kind == JINJA_INT ? v.number == other.number
+        return v.kind == other.kind && (v.kind == JINJA_BOOL   ? v.truth == other.truth
+                                        : v.kind == JINJA_INT  ? v.number == other.number
                                         : v.kind == JINJA_NONE ? true
                                                                : v.list == other.list);
     *known = false;

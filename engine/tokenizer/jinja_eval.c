@@ -225,8 +225,8 @@ static struct jinja_value item(struct jinja_run *run, const struct jinja_node *n
 }
 
 /* A bound of a slice as Python clips it. */
-static int64_t bound(struct jinja_run *run, const struct jinja_node *n, int64_t len, int64_t step_by,
-                     bool is_start)
+static int64_t bound(struct jinja_run *run, const struct jinja_node *n, int64_t len,
+                     int64_t step_by, bool is_start)
 {
     struct jinja_value v = n ? eval(run, n) : jinja_none();
     int64_t low = step_by < 0 ? -1 : 0, high = step_by < 0 ? len - 1 : len;
@@ -461,7 +461,8 @@ static struct jinja_value int_arithmetic(struct jinja_run *run, enum jinja_op op
             out--;
         break;
     }
-    return over ? jinja_fail(run, ERR_INVALID, "chat template: a number too large") : jinja_int(out);
+    return over ? jinja_fail(run, ERR_INVALID, "chat template: a number too large")
+                : jinja_int(out);
 }
 
 /* "a" * 3 or [a] * 3. */

@@ -91,8 +91,8 @@ static int add_text(struct lexer *lx, size_t len, char kind, char sign, bool at_
         while (keep && isspace((unsigned char)text[keep - 1]))
             keep--;
     } else if (kind != '{' && sign != '+') {
-        while (keep && (text[keep - 1] == ' ' || text[keep - 1] == '\t' ||
-                        text[keep - 1] == '\v' || text[keep - 1] == '\f'))
+        while (keep && (text[keep - 1] == ' ' || text[keep - 1] == '\t' || text[keep - 1] == '\v' ||
+                        text[keep - 1] == '\f'))
             keep--;
         if (keep ? text[keep - 1] != '\n' : !at_line_start)
             keep = len; /* not at the beginning of a line */
@@ -326,8 +326,8 @@ static int lex_template(struct lexer *lx)
         size_t len = 0, left = (size_t)(lx->end - lx->p);
         char kind, sign;
 
-        while (len + 1 < left && !(lx->p[len] == '{' && strchr("{%#", lx->p[len + 1]) &&
-                                   lx->p[len + 1]))
+        while (len + 1 < left &&
+               !(lx->p[len] == '{' && strchr("{%#", lx->p[len + 1]) && lx->p[len + 1]))
             len++;
         if (len + 1 >= left)
             return add(lx, TOKEN_TEXT, lx->p, left);

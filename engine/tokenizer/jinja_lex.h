@@ -10,13 +10,13 @@ struct arena;
 struct err;
 
 enum jinja_token_kind {
-    TOKEN_TEXT,        /* template text as it goes out */
-    TOKEN_VAR_BEGIN,   /* {{ */
+    TOKEN_TEXT,      /* template text as it goes out */
+    TOKEN_VAR_BEGIN, /* {{ */
     TOKEN_VAR_END,
     TOKEN_BLOCK_BEGIN, /* {% */
     TOKEN_BLOCK_END,
     TOKEN_NAME,
-    TOKEN_STRING,      /* escapes resolved */
+    TOKEN_STRING, /* escapes resolved */
     TOKEN_INT,
     TOKEN_FLOAT,
     TOKEN_OP,

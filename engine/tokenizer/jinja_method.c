@@ -11,18 +11,18 @@
 #include <string.h>
 
 static const char *const string_methods[] = {
-    "strip",   "lstrip",  "rstrip",     "upper",    "lower",  "title",        "capitalize",
-    "split",   "rsplit",  "splitlines", "replace",  "join",   "startswith",   "endswith",
-    "find",    "rfind",   "index",      "count",    "isdigit", "isalpha",     "isalnum",
-    "isspace", "isupper", "islower",    "removeprefix", "removesuffix", "format", "zfill",
-    NULL};
+    "strip",        "lstrip",       "rstrip",  "upper",      "lower",   "title",
+    "capitalize",   "split",        "rsplit",  "splitlines", "replace", "join",
+    "startswith",   "endswith",     "find",    "rfind",      "index",   "count",
+    "isdigit",      "isalpha",      "isalnum", "isspace",    "isupper", "islower",
+    "removeprefix", "removesuffix", "format",  "zfill",      NULL};
 static const char *const dict_methods[] = {"items", "keys", "values", "get", "copy", NULL};
 static const char *const list_methods[] = {"index", "count", "copy", NULL};
 
 bool jinja_has_method(struct jinja_value self, const char *name)
 {
-    const char *const *m = self.kind == JINJA_STRING ? string_methods
-                           : self.kind == JINJA_DICT ? dict_methods
+    const char *const *m = self.kind == JINJA_STRING                             ? string_methods
+                           : self.kind == JINJA_DICT                             ? dict_methods
                            : self.kind == JINJA_LIST || self.kind == JINJA_TUPLE ? list_methods
                                                                                  : NULL;
 
@@ -74,8 +74,8 @@ struct jinja_value jinja_replace(struct jinja_run *run, const struct jinja_strin
 
     jinja_build_init(&b, run);
     while (at <= s->len && max != 0 && run->rc == 0) {
-        const char *hit = from->len ? memmem(s->text + at, s->len - at, from->text, from->len)
-                                    : s->text + at;
+        const char *hit =
+            from->len ? memmem(s->text + at, s->len - at, from->text, from->len) : s->text + at;
         size_t n = hit ? (size_t)(hit - s->text) - at : 0;
 
         if (!hit)
@@ -263,8 +263,8 @@ static struct jinja_value find(struct jinja_run *run, const struct jinja_string 
     if (!strcmp(name, "count")) {
         if (!what->len)
             return jinja_int((int64_t)utf8_count(s->text, s->len) + 1);
-        for (hit = s->text; (hit = memmem(hit, s->len - (size_t)(hit - s->text), what->text,
-                                          what->len)) != NULL;
+        for (hit = s->text;
+             (hit = memmem(hit, s->len - (size_t)(hit - s->text), what->text, what->len)) != NULL;
              hit += what->len)
             count++;
         return jinja_int(count);
@@ -305,8 +305,8 @@ static bool all_are(const struct jinja_string *s, const char *what)
             return false;
         any_cased = any_cased || lower || upper;
     }
-    return s->len > 0 && (strcmp(what, "isupper") == 0 || strcmp(what, "islower") == 0 ? any_cased
-                                                                                       : true);
+    return s->len > 0 &&
+           (strcmp(what, "isupper") == 0 || strcmp(what, "islower") == 0 ? any_cased : true);
 }
 
 static struct jinja_value join(struct jinja_run *run, const struct jinja_string *s,
@@ -420,8 +420,7 @@ static struct jinja_value string_method(struct jinja_run *run, const struct jinj
 
         if (b.kind != JINJA_STRING)
             return wrong(run, name);
-        return jinja_replace(run, s, a.string, b.string,
-                             max.kind == JINJA_INT ? max.number : -1);
+        return jinja_replace(run, s, a.string, b.string, max.kind == JINJA_INT ? max.number : -1);
     }
     return find(run, s, a.string, name);
 }

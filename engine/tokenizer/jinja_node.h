@@ -8,38 +8,38 @@
 
 enum jinja_node_kind {
     /* Statements; `next` chains them. */
-    NODE_TEXT,     /* text */
-    NODE_OUTPUT,   /* a */
-    NODE_IF,       /* a; body; other: the else part */
-    NODE_FOR,      /* target; a: what over; b: the filter; body; other: when empty */
-    NODE_SET,      /* target; a, or body for a block */
-    NODE_MACRO,    /* text: name; list: the parameters, NODE_NAME with a default in a; body */
+    NODE_TEXT,   /* text */
+    NODE_OUTPUT, /* a */
+    NODE_IF,     /* a; body; other: the else part */
+    NODE_FOR,    /* target; a: what over; b: the filter; body; other: when empty */
+    NODE_SET,    /* target; a, or body for a block */
+    NODE_MACRO,  /* text: name; list: the parameters, NODE_NAME with a default in a; body */
     NODE_BREAK,
     NODE_CONTINUE,
     NODE_FILTER_BLOCK, /* a: the filter over an empty operand; body */
     NODE_CALL_BLOCK,   /* a: the call; body becomes caller() */
     /* Expressions. */
-    NODE_LITERAL,  /* value */
-    NODE_NAME,     /* text */
-    NODE_ATTR,     /* a . text */
-    NODE_ITEM,     /* a [ b ] */
-    NODE_SLICE,    /* a [ b : c : d ] */
-    NODE_CALL,     /* a ( list, named ) */
-    NODE_FILTER,   /* a | text ( list, named ) */
-    NODE_TEST,     /* a is text ( list ) */
+    NODE_LITERAL, /* value */
+    NODE_NAME,    /* text */
+    NODE_ATTR,    /* a . text */
+    NODE_ITEM,    /* a [ b ] */
+    NODE_SLICE,   /* a [ b : c : d ] */
+    NODE_CALL,    /* a ( list, named ) */
+    NODE_FILTER,  /* a | text ( list, named ) */
+    NODE_TEST,    /* a is text ( list ) */
     NODE_NOT,
     NODE_NEGATE,
     NODE_PLUS,
     NODE_AND,
     NODE_OR,
-    NODE_BINARY,   /* a op b */
-    NODE_COMPARE,  /* a, then list of NODE_OPERAND */
-    NODE_OPERAND,  /* op a */
-    NODE_COND,     /* a if b else c */
+    NODE_BINARY,  /* a op b */
+    NODE_COMPARE, /* a, then list of NODE_OPERAND */
+    NODE_OPERAND, /* op a */
+    NODE_COND,    /* a if b else c */
     NODE_LIST,
     NODE_TUPLE,
-    NODE_DICT,     /* list: keys and values in turn */
-    NODE_NAMED     /* text = a, in the arguments of a call */
+    NODE_DICT, /* list: keys and values in turn */
+    NODE_NAMED /* text = a, in the arguments of a call */
 };
 
 enum jinja_op {

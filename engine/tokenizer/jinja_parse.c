@@ -396,8 +396,8 @@ static const struct {
     enum jinja_op op;
     int level;
 } operators[] = {
-    {"+", OP_ADD, 0},       {"-", OP_SUB, 0}, {"~", OP_CONCAT, 1}, {"*", OP_MUL, 2},
-    {"/", OP_DIV, 2},       {"%", OP_MOD, 2}, {"//", OP_FLOOR_DIV, 2}, {"**", OP_POW, 3},
+    {"+", OP_ADD, 0}, {"-", OP_SUB, 0}, {"~", OP_CONCAT, 1},     {"*", OP_MUL, 2},
+    {"/", OP_DIV, 2}, {"%", OP_MOD, 2}, {"//", OP_FLOOR_DIV, 2}, {"**", OP_POW, 3},
 };
 
 static struct jinja_node *binary(struct parser *p, int level)

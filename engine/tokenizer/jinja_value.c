@@ -243,16 +243,16 @@ static struct jinja_value container_from_json(struct jinja_run *run, const json_
 
     if (json_is_array(json)) {
         out = jinja_list_new(run, JINJA_LIST);
-        json_array_foreach(json, i, item)
-            if (run->rc == 0)
-                jinja_list_add(run, out.list, jinja_from_json(run, item, client));
+        json_array_foreach(json, i, item) if (run->rc == 0)
+            jinja_list_add(run, out.list, jinja_from_json(run, item, client));
         return out;
     }
     out = jinja_dict_new(run);
-    json_object_foreach((json_t *)json, key, item) {
+    json_object_foreach((json_t *)json, key, item)
+    {
         struct jinja_value name;
-        bool trusted = json_is_string(item) && is_plain_role(key, json_string_value(item),
-                                                             json_string_length(item));
+        bool trusted = json_is_string(item) &&
+                       is_plain_role(key, json_string_value(item), json_string_length(item));
 
         if (run->rc < 0)
             break;
@@ -301,8 +301,8 @@ struct jinja_value jinja_from_json(struct jinja_run *run, const json_t *json, bo
 
 const char *jinja_kind_name(struct jinja_value v)
 {
-    static const char *const names[] = {"undefined", "None", "bool",  "int",       "float",
-                                        "str",       "list", "tuple", "dict",      "namespace",
+    static const char *const names[] = {"undefined", "None",     "bool",   "int",  "float",
+                                        "str",       "list",     "tuple",  "dict", "namespace",
                                         "macro",     "function", "method", "loop"};
 
     return names[v.kind];
@@ -542,7 +542,8 @@ static void add_float(struct jinja_builder *b, double d, bool json)
 /* Python's repr() of a string, near enough: what is printable stays. */
 static void add_repr(struct jinja_builder *b, const struct jinja_string *s)
 {
-    bool single = memchr(s->text, '\'', s->len) != NULL, twice = memchr(s->text, '"', s->len) != NULL;
+    bool single = memchr(s->text, '\'', s->len) != NULL,
+         twice = memchr(s->text, '"', s->len) != NULL;
     char quote = single && !twice ? '"' : '\'';
     char text[8];
 

@@ -57,7 +57,7 @@ static void order_marks(utf8proc_int32_t *cps, size_t n, struct mark *marks)
             if (class == 0)
                 break;
             marks[n_marks].cp = cps[i + n_marks];
-            marks[n_marks].order = (uint32_t)class << 24 | (uint32_t)(n_marks & 0xffffff);
+            marks[n_marks].order = (uint32_t) class << 24 | (uint32_t)(n_marks & 0xffffff);
             sorted = sorted && (n_marks == 0 || marks[n_marks - 1].order < marks[n_marks].order);
             if (n_marks == 0xffffff) { /* the place would not fit: such a run stays as it is */
                 sorted = true;
@@ -108,7 +108,8 @@ static size_t compose(utf8proc_int32_t *cps, size_t n)
 static int add_stretch(struct strbuf *out, const char *text, size_t len, enum normal_form form)
 {
     bool compat = form == NORMAL_NFKC || form == NORMAL_NFKD;
-    utf8proc_option_t options = UTF8PROC_DECOMPOSE | UTF8PROC_STABLE | (compat ? UTF8PROC_COMPAT : 0);
+    utf8proc_option_t options =
+        UTF8PROC_DECOMPOSE | UTF8PROC_STABLE | (compat ? UTF8PROC_COMPAT : 0);
     size_t n = 0, n_alloc = utf8_count(text, len) * 2 + MAX_DECOMPOSED;
     utf8proc_int32_t *cps = malloc(n_alloc * sizeof(*cps));
     struct mark *marks = NULL;
@@ -151,7 +152,7 @@ out:
 int normal_form_add(struct strbuf *out, const char *text, size_t len, enum normal_form form)
 {
     uint32_t limit = inert_limit(form);
-    size_t done = 0;  /* text before it is in out */
+    size_t done = 0; /* text before it is in out */
     size_t at = 0;
     size_t last = 0; /* where the last character began */
     int n_bytes, rc;

@@ -234,8 +234,8 @@ int normalizer_apply(const struct normalizer *n, struct split_matcher *m, const 
         struct strbuf *to = i + 1 == n_steps ? out : &next;
         struct strbuf swap;
 
-        rc = step_apply(&n->steps[i], m, i ? here.buf : text, i ? here.len : len, to, n_origin,
-                        err);
+        rc =
+            step_apply(&n->steps[i], m, i ? here.buf : text, i ? here.len : len, to, n_origin, err);
         if (rc < 0)
             goto out;
         swap = here;

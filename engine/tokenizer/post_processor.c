@@ -37,7 +37,8 @@ static int parse_template(struct around *a, const json_t *step, struct err *err)
 
     if (!json_is_array(single))
         return err_set(err, ERR_PARSE, "post_processor: single is not an array");
-    json_array_foreach((json_t *)single, i, piece) {
+    json_array_foreach((json_t *)single, i, piece)
+    {
         const json_t *special = json_object_get(piece, "SpecialToken");
         const json_t *sequence = json_object_get(piece, "Sequence");
         const char *name = json_string_value(json_object_get(special ? special : sequence, "id"));
@@ -57,7 +58,8 @@ static int parse_template(struct around *a, const json_t *step, struct err *err)
         if (!json_is_array(ids))
             return err_set(err, ERR_PARSE, "post_processor: special token '%.64s' has no ids",
                            name);
-        json_array_foreach((json_t *)ids, j, id) {
+        json_array_foreach((json_t *)ids, j, id)
+        {
             rc = around_add(a, behind, id, err);
             if (rc < 0)
                 return rc;

@@ -29,12 +29,12 @@ struct step {
     enum step_kind kind;
     enum behaviour behaviour;
     bool invert;
-    struct split_regex *pattern;     /* owned; STEP_BYTES without one does not split */
-    bool (*is_char)(uint32_t cp);    /* STEP_CHARS: the delimiters */
-    uint32_t delimiter;              /* STEP_CHARS without is_char; the replacement of Metaspace */
-    bool add_prefix_space;           /* STEP_BYTES */
-    enum scheme scheme;              /* STEP_METASPACE */
-    bool split;                      /* STEP_METASPACE */
+    struct split_regex *pattern;  /* owned; STEP_BYTES without one does not split */
+    bool (*is_char)(uint32_t cp); /* STEP_CHARS: the delimiters */
+    uint32_t delimiter;           /* STEP_CHARS without is_char; the replacement of Metaspace */
+    bool add_prefix_space;        /* STEP_BYTES */
+    enum scheme scheme;           /* STEP_METASPACE */
+    bool split;                   /* STEP_METASPACE */
 };
 
 struct pre_tokenizer {
@@ -402,8 +402,8 @@ static int add_metaspace(const struct step *step, const char *text, const struct
         from[0] == ' ' || (p->len >= mark_len && memcmp(from, mark, mark_len) == 0);
     struct piece whole = {.at = (uint32_t)at, .n_origin = p->n_origin};
 
-    if (!starts_marked && (step->scheme == PREPEND_ALWAYS ||
-                           (step->scheme == PREPEND_FIRST && p->n_origin > 0))) {
+    if (!starts_marked &&
+        (step->scheme == PREPEND_ALWAYS || (step->scheme == PREPEND_FIRST && p->n_origin > 0))) {
         strbuf_add(to_text, mark, mark_len);
         whole.n_origin += p->n_origin ? (uint32_t)mark_len : 0;
     }
@@ -432,8 +432,8 @@ static int apply_split(const struct step *step, struct split_matcher *m, const c
     int rc = 0;
 
     for (size_t i = 0; i < from->n && rc == 0; i++) {
-        struct splitter s = {.to = to, .from = from->v[i], .behaviour = step->behaviour,
-                             .invert = step->invert};
+        struct splitter s = {
+            .to = to, .from = from->v[i], .behaviour = step->behaviour, .invert = step->invert};
 
         if (step->kind == STEP_WORDS)
             rc = split_words(text, &s, err);

@@ -33,9 +33,9 @@
 #define SPACE_BODY                                                                                 \
     "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
     "\\x{3000}"
-#define HEX_BODY "0-9a-fA-F"
+#define HEX_BODY    "0-9a-fA-F"
 #define LATIN1_WORD "\\xb2\\xb3\\xb9\\xbc-\\xbe" /* Oniguruma's \w has them, its [:word:] not */
-#define ANY_CHAR "(?s:.)"
+#define ANY_CHAR    "(?s:.)"
 
 struct translation {
     const char *p, *end;
@@ -128,30 +128,77 @@ static bool in_category(int value, const char *cat)
     const char *name;
 
     switch (value) {
-    case UTF8PROC_CATEGORY_LU: name = "Lu"; break;
-    case UTF8PROC_CATEGORY_LL: name = "Ll"; break;
-    case UTF8PROC_CATEGORY_LT: name = "Lt"; break;
-    case UTF8PROC_CATEGORY_LM: name = "Lm"; break;
-    case UTF8PROC_CATEGORY_LO: name = "Lo"; break;
-    case UTF8PROC_CATEGORY_MN: name = "Mn"; break;
-    case UTF8PROC_CATEGORY_MC: name = "Mc"; break;
-    case UTF8PROC_CATEGORY_ME: name = "Me"; break;
-    case UTF8PROC_CATEGORY_ND: name = "Nd"; break;
-    case UTF8PROC_CATEGORY_NL: name = "Nl"; break;
-    case UTF8PROC_CATEGORY_NO: name = "No"; break;
-    case UTF8PROC_CATEGORY_PC: name = "Pc"; break;
-    case UTF8PROC_CATEGORY_PD: name = "Pd"; break;
-    case UTF8PROC_CATEGORY_PS: name = "Ps"; break;
-    case UTF8PROC_CATEGORY_PE: name = "Pe"; break;
-    case UTF8PROC_CATEGORY_PI: name = "Pi"; break;
-    case UTF8PROC_CATEGORY_PF: name = "Pf"; break;
-    case UTF8PROC_CATEGORY_PO: name = "Po"; break;
-    case UTF8PROC_CATEGORY_SM: name = "Sm"; break;
-    case UTF8PROC_CATEGORY_SC: name = "Sc"; break;
-    case UTF8PROC_CATEGORY_SK: name = "Sk"; break;
-    case UTF8PROC_CATEGORY_SO: name = "So"; break;
-    case UTF8PROC_CATEGORY_CF: name = "Cf"; break;
-    default: return false;
+    case UTF8PROC_CATEGORY_LU:
+        name = "Lu";
+        break;
+    case UTF8PROC_CATEGORY_LL:
+        name = "Ll";
+        break;
+    case UTF8PROC_CATEGORY_LT:
+        name = "Lt";
+        break;
+    case UTF8PROC_CATEGORY_LM:
+        name = "Lm";
+        break;
+    case UTF8PROC_CATEGORY_LO:
+        name = "Lo";
+        break;
+    case UTF8PROC_CATEGORY_MN:
+        name = "Mn";
+        break;
+    case UTF8PROC_CATEGORY_MC:
+        name = "Mc";
+        break;
+    case UTF8PROC_CATEGORY_ME:
+        name = "Me";
+        break;
+    case UTF8PROC_CATEGORY_ND:
+        name = "Nd";
+        break;
+    case UTF8PROC_CATEGORY_NL:
+        name = "Nl";
+        break;
+    case UTF8PROC_CATEGORY_NO:
+        name = "No";
+        break;
+    case UTF8PROC_CATEGORY_PC:
+        name = "Pc";
+        break;
+    case UTF8PROC_CATEGORY_PD:
+        name = "Pd";
+        break;
+    case UTF8PROC_CATEGORY_PS:
+        name = "Ps";
+        break;
+    case UTF8PROC_CATEGORY_PE:
+        name = "Pe";
+        break;
+    case UTF8PROC_CATEGORY_PI:
+        name = "Pi";
+        break;
+    case UTF8PROC_CATEGORY_PF:
+        name = "Pf";
+        break;
+    case UTF8PROC_CATEGORY_PO:
+        name = "Po";
+        break;
+    case UTF8PROC_CATEGORY_SM:
+        name = "Sm";
+        break;
+    case UTF8PROC_CATEGORY_SC:
+        name = "Sc";
+        break;
+    case UTF8PROC_CATEGORY_SK:
+        name = "Sk";
+        break;
+    case UTF8PROC_CATEGORY_SO:
+        name = "So";
+        break;
+    case UTF8PROC_CATEGORY_CF:
+        name = "Cf";
+        break;
+    default:
+        return false;
     }
     return name[0] == cat[0] && (!cat[1] || name[1] == cat[1]);
 }
@@ -189,17 +236,43 @@ static void add_han(struct strbuf *body)
 static const struct {
     const char *name, *cat; /* cat: a general category */
 } long_names[] = {
-    {"letter", "L"}, {"mark", "M"}, {"combiningmark", "M"}, {"number", "N"}, {"punctuation", "P"},
-    {"symbol", "S"}, {"separator", "Z"}, {"uppercaseletter", "Lu"}, {"lowercaseletter", "Ll"},
-    {"titlecaseletter", "Lt"}, {"modifierletter", "Lm"}, {"otherletter", "Lo"},
-    {"nonspacingmark", "Mn"}, {"spacingmark", "Mc"}, {"enclosingmark", "Me"},
-    {"decimalnumber", "Nd"}, {"letternumber", "Nl"}, {"othernumber", "No"},
-    {"connectorpunctuation", "Pc"}, {"dashpunctuation", "Pd"}, {"openpunctuation", "Ps"},
-    {"closepunctuation", "Pe"}, {"initialpunctuation", "Pi"}, {"finalpunctuation", "Pf"},
-    {"otherpunctuation", "Po"}, {"mathsymbol", "Sm"}, {"currencysymbol", "Sc"},
-    {"modifiersymbol", "Sk"}, {"othersymbol", "So"}, {"spaceseparator", "Zs"},
-    {"lineseparator", "Zl"}, {"paragraphseparator", "Zp"}, {"control", "Cc"}, {"format", "Cf"},
-    {"privateuse", "Co"}, {"digit", "Nd"}, {"cntrl", "Cc"},
+    {"letter", "L"},
+    {"mark", "M"},
+    {"combiningmark", "M"},
+    {"number", "N"},
+    {"punctuation", "P"},
+    {"symbol", "S"},
+    {"separator", "Z"},
+    {"uppercaseletter", "Lu"},
+    {"lowercaseletter", "Ll"},
+    {"titlecaseletter", "Lt"},
+    {"modifierletter", "Lm"},
+    {"otherletter", "Lo"},
+    {"nonspacingmark", "Mn"},
+    {"spacingmark", "Mc"},
+    {"enclosingmark", "Me"},
+    {"decimalnumber", "Nd"},
+    {"letternumber", "Nl"},
+    {"othernumber", "No"},
+    {"connectorpunctuation", "Pc"},
+    {"dashpunctuation", "Pd"},
+    {"openpunctuation", "Ps"},
+    {"closepunctuation", "Pe"},
+    {"initialpunctuation", "Pi"},
+    {"finalpunctuation", "Pf"},
+    {"otherpunctuation", "Po"},
+    {"mathsymbol", "Sm"},
+    {"currencysymbol", "Sc"},
+    {"modifiersymbol", "Sk"},
+    {"othersymbol", "So"},
+    {"spaceseparator", "Zs"},
+    {"lineseparator", "Zl"},
+    {"paragraphseparator", "Zp"},
+    {"control", "Cc"},
+    {"format", "Cf"},
+    {"privateuse", "Co"},
+    {"digit", "Nd"},
+    {"cntrl", "Cc"},
 };
 
 static const char *category_of(const char *name)
@@ -289,8 +362,9 @@ static bool add_named(struct strbuf *body, const char *name, bool *negated)
 
 static int bad(struct translation *t, const char *what)
 {
-    return err_set(t->err, ERR_UNSUPPORTED, "regular expression: %s is not supported, before '%.*s'",
-                   what, (int)(t->end - t->p > 40 ? 40 : t->end - t->p), t->p);
+    return err_set(t->err, ERR_UNSUPPORTED,
+                   "regular expression: %s is not supported, before '%.*s'", what,
+                   (int)(t->end - t->p > 40 ? 40 : t->end - t->p), t->p);
 }
 
 /* Reads {Name} behind \p or \P into set. */
@@ -853,8 +927,8 @@ static int step(struct translation *t)
 
 int regex_translate(struct strbuf *out, const char *pattern, size_t len, struct err *err)
 {
-    struct translation t = {.p = pattern, .end = pattern + len, .out = out, .atom = NO_ATOM,
-                            .err = err};
+    struct translation t = {
+        .p = pattern, .end = pattern + len, .out = out, .atom = NO_ATOM, .err = err};
     int rc;
 
     if (len > MAX_PATTERN || utf8_valid_len(pattern, len) != len || memchr(pattern, 0, len))

@@ -32,8 +32,7 @@ struct split_matcher {
     pcre2_jit_stack *stack;
 };
 
-int split_regex_new_literal(struct split_regex **out, const char *text, size_t len,
-                            struct err *err)
+int split_regex_new_literal(struct split_regex **out, const char *text, size_t len, struct err *err)
 {
     struct split_regex *re = calloc(1, sizeof(*re) + len + 1);
 
@@ -154,8 +153,7 @@ static int next_match(const struct split_regex *re, struct split_matcher *m,
     if (re->jit)
         rc = pcre2_jit_match(re->code, text, at->len, at->next, 0, m->data, m->limits);
     else
-        rc = pcre2_match(re->code, text, at->len, at->next, PCRE2_NO_UTF_CHECK, m->data,
-                         m->limits);
+        rc = pcre2_match(re->code, text, at->len, at->next, PCRE2_NO_UTF_CHECK, m->data, m->limits);
     if (rc == PCRE2_ERROR_NOMATCH)
         return 0;
     if (rc < 0)
@@ -172,8 +170,7 @@ int split_regex_next(const struct split_regex *re, struct split_matcher *m, stru
     int rc;
 
     while (at->next <= at->len) {
-        rc = re->code ? next_match(re, m, at, start, end, err)
-                      : next_literal(re, at, start, end);
+        rc = re->code ? next_match(re, m, at, start, end, err) : next_literal(re, at, start, end);
         if (rc <= 0)
             return rc;
         if (*start == *end && at->had_match && at->last_end == *end) {

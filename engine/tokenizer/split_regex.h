@@ -19,7 +19,8 @@ struct split_matcher;
 struct split_regex;
 struct strbuf;
 
-/* Appends the PCRE2 spelling of an Oniguruma expression. ERR_UNSUPPORTED names what is not built. */
+/* Appends the PCRE2 spelling of an Oniguruma expression. ERR_UNSUPPORTED names what is not built.
+ */
 int regex_translate(struct strbuf *out, const char *pattern, size_t len, struct err *err);
 
 int split_regex_new(struct split_regex **out, const char *pattern, size_t len, struct err *err);

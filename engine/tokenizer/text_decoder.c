@@ -103,10 +103,11 @@ static int parse_suffix(struct decode_step *step, const json_t *json, struct err
 /* A pattern over a text that is still growing must not reach over the end of a token. */
 static int check_growing(const struct decode_step *step, const json_t *json, struct err *err)
 {
-    const char *text = json_string_value(json_object_get(json_object_get(json, "pattern"),
-                                                         "String"));
+    const char *text =
+        json_string_value(json_object_get(json_object_get(json, "pattern"), "String"));
 
-    if (step->on_text && (!text || !*text || (size_t)utf8_len((unsigned char)*text) != strlen(text)))
+    if (step->on_text &&
+        (!text || !*text || (size_t)utf8_len((unsigned char)*text) != strlen(text)))
         return err_set(err, ERR_UNSUPPORTED,
                        "decoder: Replace of more than one character behind Fuse or ByteLevel");
     return 0;

@@ -22,20 +22,20 @@ enum decode_kind {
     DECODE_BYTES,     /* the byte alphabet to bytes; all tokens become one text */
     DECODE_METASPACE, /* a mark to a space; the first token loses its marks */
     DECODE_REPLACE,
-    DECODE_FALLBACK,  /* runs of <0xXX> to text */
-    DECODE_FUSE,      /* all tokens become one text */
+    DECODE_FALLBACK, /* runs of <0xXX> to text */
+    DECODE_FUSE,     /* all tokens become one text */
     DECODE_STRIP,
-    DECODE_SUFFIX,    /* an end-of-word mark to a space, but not at the end */
-    DECODE_JOIN       /* no decoder: spaces between tokens */
+    DECODE_SUFFIX, /* an end-of-word mark to a space, but not at the end */
+    DECODE_JOIN    /* no decoder: spaces between tokens */
 };
 
 struct decode_step {
     enum decode_kind kind;
-    bool on_text;           /* behind BYTES or FUSE: there is one token, the text so far */
-    uint32_t mark;          /* METASPACE, STRIP: the character */
-    bool drops_first;       /* METASPACE */
-    int n_start, n_stop;    /* STRIP: how many at either end */
-    char *content;          /* REPLACE, SUFFIX: owned */
+    bool on_text;        /* behind BYTES or FUSE: there is one token, the text so far */
+    uint32_t mark;       /* METASPACE, STRIP: the character */
+    bool drops_first;    /* METASPACE */
+    int n_start, n_stop; /* STRIP: how many at either end */
+    char *content;       /* REPLACE, SUFFIX: owned */
     size_t content_len;
     struct split_regex *pattern; /* REPLACE, SUFFIX: owned */
 };

@@ -266,8 +266,8 @@ static int section_spans(struct encoding *e, size_t at, size_t len, struct text_
 static int encode_section(struct encoding *e, const char *whole, size_t at, size_t len)
 {
     const char *text = whole + at;
-    struct added_walk walk = {.text = text, .len = len, .normalized = true,
-                              .parse_markers = e->parse_special};
+    struct added_walk walk = {
+        .text = text, .len = len, .normalized = true, .parse_markers = e->parse_special};
     struct text_span *client = NULL;
     const struct added_token *tok;
     size_t n_origin = len ? (size_t)utf8_len((unsigned char)text[0]) : 0, start, end;
@@ -281,8 +281,8 @@ static int encode_section(struct encoding *e, const char *whole, size_t at, size
         walk.text = e->normalized.buf;
         walk.len = e->normalized.len;
         if (rc == 0 && walk.len > 3 * (size_t)MAX_TEXT_BYTES)
-            rc = err_set(e->err, ERR_LIMIT, "text to tokenize: %zu bytes once normalised",
-                         walk.len);
+            rc =
+                err_set(e->err, ERR_LIMIT, "text to tokenize: %zu bytes once normalised", walk.len);
         /* Where the normaliser has moved a client's words is not known: all are the client's. */
         if (walk.n_client && (walk.len != len || memcmp(walk.text, text, len) != 0))
             walk.parse_markers = false;
@@ -304,8 +304,11 @@ static int encode_section(struct encoding *e, const char *whole, size_t at, size
 
 static int encode_text(struct encoding *e, const char *text, size_t len)
 {
-    struct added_walk walk = {.text = text, .len = len, .parse_markers = e->parse_special,
-                              .client = e->client, .n_client = e->n_client};
+    struct added_walk walk = {.text = text,
+                              .len = len,
+                              .parse_markers = e->parse_special,
+                              .client = e->client,
+                              .n_client = e->n_client};
     const struct added_token *tok;
     size_t start, end;
     int rc;
@@ -368,11 +371,15 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bo
 }
 
 int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t len,
-                            const struct text_span *client, size_t n_client,
-                            struct token_ids *out, struct err *err)
+                            const struct text_span *client, size_t n_client, struct token_ids *out,
+                            struct err *err)
 {
-    struct encoding e = {.t = t, .parse_special = true, .client = client, .n_client = n_client,
-                         .out = out, .err = err};
+    struct encoding e = {.t = t,
+                         .parse_special = true,
+                         .client = client,
+                         .n_client = n_client,
+                         .out = out,
+                         .err = err};
 
     if (len > MAX_TEXT_BYTES || utf8_valid_len(text, len) != len)
         return err_set(err, ERR_LIMIT, "prompt: %zu bytes, at most %u of valid UTF-8", len,

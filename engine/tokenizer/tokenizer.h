@@ -63,8 +63,8 @@ struct text_span {
  * tokens count where no client wrote a part of them; client [n_client] are in order and apart.
  */
 int tokenizer_encode_prompt(const struct tokenizer *t, const char *text, size_t len,
-                            const struct text_span *client, size_t n_client,
-                            struct token_ids *out, struct err *err);
+                            const struct text_span *client, size_t n_client, struct token_ids *out,
+                            struct err *err);
 
 /*
  * Cuts and pads ids, the whole result of one tokenizer_encode(), as the file's truncation and

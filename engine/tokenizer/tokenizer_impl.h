@@ -27,11 +27,11 @@ struct tokenizer {
     struct bpe *model;
     struct normalizer *normalizer; /* NULL: none */
     struct added_tokens *added;
-    struct pre_tokenizer *pre;     /* NULL: none */
+    struct pre_tokenizer *pre; /* NULL: none */
     struct post_processor post;
     struct text_decoder decoder;
     struct file_limits limits;
-    bool keep_bytes;               /* pieces reach the model as raw bytes */
+    bool keep_bytes; /* pieces reach the model as raw bytes */
     int32_t n_ids;
 };
 

@@ -34,7 +34,7 @@ def check_error(answer):
 # field values that are refused, and the field that the answer names
 BAD_FIELDS = [
     ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),
-    ("top_p", -0.1), ("top_p", 1.1), ("top_p", []), ("n", 0), ("n", 129), ("n", 1.5), ("n", "2"),
+    ("top_p", 0), ("top_p", -0.1), ("top_p", 1.1), ("top_p", []), ("n", 0), ("n", 129), ("n", 1.5), ("n", "2"),
     ("max_tokens", -1), ("max_tokens", "7"), ("max_tokens", 2**31), ("logprobs", -1), ("logprobs", 6),
     ("presence_penalty", -2.1), ("presence_penalty", 2.1), ("frequency_penalty", 3),
     ("stop", ""), ("stop", [""]), ("stop", ["a"] * 5), ("stop", 7), ("stop", [1]),

@@ -56,7 +56,8 @@ static const struct {
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", "'a'", ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":2147483648},\"merges\":[]}}", "'a'", ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":\"0\"},\"merges\":[]}}", "'a'", ERR_PARSE},
-    {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", "share", ERR_PARSE},
+    {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", "share",
+     ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", "dupl", ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}", "'b'", ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}}", "'aa'", ERR_PARSE},
@@ -65,7 +66,8 @@ static const struct {
     {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}}", "pair", ERR_PARSE},
     {"{\"model\":{\"type\":\"BPE\",\"dropout\":0.1,\"vocab\":{},\"merges\":[]}}", "dropout",
      ERR_UNSUPPORTED},
-    {"{\"model\":{\"type\":\"BPE\",\"fuse_unk\":1,\"vocab\":{},\"merges\":[]}}", "fuse_unk", ERR_PARSE},
+    {"{\"model\":{\"type\":\"BPE\",\"fuse_unk\":1,\"vocab\":{},\"merges\":[]}}", "fuse_unk",
+     ERR_PARSE},
 #define WITH(rest) "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}," rest "}"
     {WITH("\"normalizer\":7"), "normalizer", ERR_PARSE},
     {WITH("\"normalizer\":{\"type\":\"Precompiled\"}"), "Precompiled", ERR_UNSUPPORTED},
@@ -77,7 +79,8 @@ static const struct {
      ERR_UNSUPPORTED},
     {WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\p{Nope}\"}}"), "Nope",
      ERR_UNSUPPORTED},
-    {WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"X\"}"),
+    {WITH("\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":"
+          "\"X\"}"),
      "behavior", ERR_UNSUPPORTED},
     {WITH("\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}"), "one character",
      ERR_PARSE},
@@ -117,7 +120,8 @@ START_TEST(tokenizer__refuses_deep_sequences)
     struct tokenizer *t = NULL;
     struct err err = {0};
 
-    strbuf_addstr(&json, "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]},\"normalizer\":");
+    strbuf_addstr(&json,
+                  "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]},\"normalizer\":");
     for (int i = 0; i < 100; i++)
         strbuf_addstr(&json, "{\"type\":\"Sequence\",\"normalizers\":[");
     for (int i = 0; i < 100; i++)
@@ -179,9 +183,10 @@ START_TEST(tokenizer__replaces_invalid_bytes)
     struct token_ids a = {0}, b = {0};
 
     encode(t, "x\xe2\x82y\xff\xfe\xed\xa0\x80z\xf0\x9f", true, true, &a);
-    encode(t,
-           "x\xef\xbf\xbdy\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbdz\xef\xbf\xbd",
-           true, true, &b);
+    encode(
+        t,
+        "x\xef\xbf\xbdy\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbdz\xef\xbf\xbd",
+        true, true, &b);
     check_ids(&a, b.ids, b.n);
     token_ids_release(&a);
     token_ids_release(&b);
@@ -273,8 +278,10 @@ START_TEST(tokenizer__file_limits_are_a_choice)
 END_TEST
 
 #define TINY(rest)                                                                                 \
-    "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"d\":3,\"e\":4},\"merges\":[]},"   \
-    "\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"d\",3],\"sep\":[\"e\",4]}," rest "}"
+    "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"d\":3,\"e\":4},\"merges\":" \
+    "[]},"                                                                                         \
+    "\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"d\",3],\"sep\":[\"e\",4]}," rest   \
+    "}"
 
 static const struct {
     const char *json;
@@ -286,8 +293,10 @@ static const struct {
     {TINY("\"truncation\":{\"max_length\":1}"), {3, 4}, 2},
     {TINY("\"truncation\":{\"max_length\":9}"), {3, 0, 1, 2, 0, 4}, 6},
     {TINY("\"padding\":{\"strategy\":{\"Fixed\":8},\"pad_id\":2}"), {3, 0, 1, 2, 0, 4, 2, 2}, 8},
-    {TINY("\"padding\":{\"strategy\":\"BatchLongest\",\"direction\":\"Left\",\"pad_to_multiple_of\":4}"),
-     {0, 0, 3, 0, 1, 2, 0, 4}, 8},
+    {TINY("\"padding\":{\"strategy\":\"BatchLongest\",\"direction\":\"Left\",\"pad_to_multiple_"
+          "of\":4}"),
+     {0, 0, 3, 0, 1, 2, 0, 4},
+     8},
 };
 
 /* Truncation leaves what the post-processor adds; padding comes last. */
@@ -368,8 +377,8 @@ static void *encode_often(void *arg)
 
     for (int i = 0; i < 50 && job->rc == 0; i++) {
         job->ids.n = 0;
-        job->rc = tokenizer_encode(job->t, job->text, strlen(job->text), true, true, &job->ids,
-                                   &err);
+        job->rc =
+            tokenizer_encode(job->t, job->text, strlen(job->text), true, true, &job->ids, &err);
     }
     return NULL;
 }
@@ -383,7 +392,8 @@ START_TEST(tokenizer__may_be_shared_by_threads)
 
     for (int i = 0; i < 4; i++) {
         jobs[i].t = t;
-        jobs[i].text = "The quick brown fox, e\xcc\x81te\xcc\x81 <think> 12345 \xe4\xbd\xa0\xe5\xa5\xbd";
+        jobs[i].text =
+            "The quick brown fox, e\xcc\x81te\xcc\x81 <think> 12345 \xe4\xbd\xa0\xe5\xa5\xbd";
         ck_assert_int_eq(pthread_create(&threads[i], NULL, encode_often, &jobs[i]), 0);
     }
     for (int i = 0; i < 4; i++)

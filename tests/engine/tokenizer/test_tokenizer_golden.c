@@ -46,7 +46,7 @@ static void map(struct file_map *m, const char *relative)
 
 struct golden {
     struct file_map lines, hashes;
-    size_t at;        /* into lines */
+    size_t at;         /* into lines */
     const uint32_t *h; /* group, then the hashes */
 };
 
