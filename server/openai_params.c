@@ -16,8 +16,8 @@
 
 #define GEN        (API_COMPLETIONS | API_CHAT)
 #define MAX_INT    2147483647.0
-#define MIN_TOP_P  1e-9 /* 0, which the API allows, takes the likeliest token, as this does */
-#define MIN_REPEAT 1e-5 /* a divisor; vLLM takes all above 0, the engine all above a millionth */
+#define ABOVE_0    1e-37 /* the least value of an interval that is open at 0 */
+#define MIN_REPEAT 1e-5  /* a divisor; vLLM takes all above 0, the engine all above a millionth */
 
 enum field_kind { FIELD_BOOL, FIELD_INT, FIELD_INT64, FIELD_FLOAT };
 
@@ -38,7 +38,7 @@ static const struct field fields[] = {
     {"max_completion_tokens", API_CHAT, FIELD_INT, AT(max_completion_tokens), 1, MAX_INT},
     {"min_tokens", GEN, FIELD_INT, AT(sampling.min_tokens), 0, MAX_INT},
     {"temperature", GEN, FIELD_FLOAT, AT(sampling.temperature), 0, 2},
-    {"top_p", GEN, FIELD_FLOAT, AT(sampling.top_p), 0, 1},
+    {"top_p", GEN, FIELD_FLOAT, AT(sampling.top_p), ABOVE_0, 1},
     {"min_p", GEN, FIELD_FLOAT, AT(sampling.min_p), 0, 1},
     {"top_k", GEN, FIELD_INT, AT(top_k), -1, MAX_INT},
     {"repetition_penalty", GEN, FIELD_FLOAT, AT(sampling.repetition_penalty), MIN_REPEAT, 10},
@@ -74,6 +74,9 @@ static int refuse_range(struct api_error *e, const struct field *f, const char *
     if (f->max >= MAX_INT)
         return api_error_set(e, 400, f->name, NULL, "'%s' must be %s from %.0f to %.0f.", f->name,
                              what, f->min, f->max);
+    if (f->min == ABOVE_0)
+        return api_error_set(e, 400, f->name, NULL, "'%s' must be %s above 0 and at most %g.",
+                             f->name, what, f->max);
     return api_error_set(e, 400, f->name, NULL, "'%s' must be %s from %g to %g.", f->name, what,
                          f->min, f->max);
 }
@@ -369,8 +372,6 @@ static void merge_names(struct openai_reader *r)
     p->sampling.n_prompt_logprobs = p->n_prompt_logprobs;
     if (p->echo && p->n_logprobs > p->sampling.n_prompt_logprobs)
         p->sampling.n_prompt_logprobs = p->n_logprobs;
-    if (p->sampling.top_p < (float)MIN_TOP_P)
-        p->sampling.top_p = (float)MIN_TOP_P;
     p->sampling.top_k = p->top_k < 0 || p->top_k >= r->limits->vocab_size ? 0 : p->top_k;
 }
 
