@@ -34,7 +34,8 @@ CONFIG_KEY(STRING, plan_length, "request", 1, 16, "request or 1..16777216",
            "prompt plus max_tokens; a number gives all requests the same spans, so that they can "
            "share cached prefixes.")
 CONFIG_KEY(STRING, device, "auto", 1, 16, "auto, cpu, cuda or cuda:N",
-           "Where the model runs. auto takes the first GPU, or the CPU where there is none.")
+           "Where the model runs. auto is the CPU in this version: the CUDA backend has passed its "
+           "tests in emulation only, so it must be asked for by name.")
 CONFIG_KEY(ENUM, dtype, "auto", 0, 0, "auto f32 bf16 f16",
            "The numbers that weights and activations are kept in. auto takes what the weights' "
            "file holds, f32 computes in single precision throughout.")
