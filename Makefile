@@ -2,7 +2,8 @@
 #
 # Sources are found by wildcard, so adding a file needs no edit here. A file whose name ends in
 # _avx2.c, _avx512.c, _avx512bf16.c or _amx.c is compiled for that instruction set and must be
-# called only behind the dispatch of engine/cpu/cpu_isa.h.
+# called only behind the dispatch of engine/cpu/cpu_isa.h. A file cuda/*_wgmma.cu is compiled for
+# sm_90a alone: its instructions exist on no other architecture.
 
 BUILD ?= build
 CC ?= gcc
@@ -56,8 +57,9 @@ CORE_SRC := $(BASE_SRC) $(CONFIG_SRC) $(ENGINE_SRC)
 ifeq ($(HAVE_CUDA),1)
   CUDA_HOME ?= $(abspath $(dir $(NVCC))/..)
   CPPFLAGS += -DSPAND_CUDA=1
-  NVCCFLAGS += -std=c++17 -O3 -lineinfo -I. -Xcompiler -Wall,-fno-omit-frame-pointer --fmad=true \
-      -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90,code=sm_90
+  NVCCFLAGS += -std=c++17 -O3 -lineinfo -I. -Xcompiler -Wall,-fno-omit-frame-pointer --fmad=true
+  NVCC_ARCH ?= -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90,code=sm_90
+  nvcc_arch_of = $(if $(filter %_wgmma.cu,$(1)),-gencode arch=compute_90a$(comma)code=sm_90a,$(NVCC_ARCH))
   CUDA_OBJ := $(CUDA_SRC:%.cu=$(OBJ)/%.cu.o) $(CUDA_CSRC:%.c=$(OBJ)/%.o)
   CUDA_LIBS := $(if $(strip $(CUDA_SRC)),-L$(CUDA_HOME)/lib64 -Wl$(comma)-rpath$(comma)'$$ORIGIN/lib' -lcudart_static -lcublasLt -ldl -lrt -lstdc++)
 endif
@@ -111,7 +113,7 @@ $(OBJ)/%.o: %.c
 $(OBJ)/%.cu.o: %.cu
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(NVCC) $(NVCCFLAGS) $(call nvcc_arch_of,$<) -MMD -MP -c -o $@ $<
 
 clean: ## remove the build folder
 	rm -rf $(BUILD)
