@@ -123,6 +123,22 @@ __device__ __forceinline__ void named_barrier(int id, int n_threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
+/* Waits for the kernels before this one, whose writes are then visible. See launch.cuh. */
+__device__ __forceinline__ void grid_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Once every CTA has said so, or ended, the next kernel may start. */
+__device__ __forceinline__ void grid_launch_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void load_matrix4(uint32_t r[4], smem_ref addr)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

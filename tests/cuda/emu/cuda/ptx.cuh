@@ -26,6 +26,13 @@ void emu_barrier_init(uint64_t *bar, int count);
 void emu_barrier_arrive(uint64_t *bar, int n_arrivals, int64_t expect_bytes);
 bool emu_barrier_passed(const uint64_t *bar, uint32_t parity);
 
+static inline void grid_wait()
+{
+}
+static inline void grid_launch_next()
+{
+}
+
 static inline void copy_async16(smem_ref dst, const void *src, int n_bytes = 16)
 {
     emu_copy_async((void *)dst, src, n_bytes, 16);
