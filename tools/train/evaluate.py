@@ -111,12 +111,6 @@ def has_rival(prompt):
     return len(stem) == 4 and sum(number.startswith(stem) for number in numbers) > 1
 
 
-def first_number(text):
-    """The number of an answer: behind "is <" where the answer has the trained form."""
-    match = re.search(r"is <(\d+)>", text) or re.search(r"\d+", text)
-    return int(match[match.lastindex or 0]) if match else None
-
-
 @torch.inference_mode()
 def answers(model, tokenizer, prompts, args, chat):
     """Greedy answers. Shorter prompts of a batch are padded on the left and masked there."""
@@ -165,7 +159,7 @@ def measure_retrieval(args):
             right, asked, stopped, failures = [0] * N_BINS, [0] * N_BINS, 0, []
             rivals, rivals_right = 0, 0
             for prompt, text in zip(prompts, texts):
-                found = first_number(text)
+                found = retrieval.first_number(text)
                 asked[prompt["bin"]] += 1
                 right[prompt["bin"]] += found == prompt["expected_number"]
                 stopped += ("<|end|>" if form == "chat" else "<|endoftext|>") in text
@@ -199,7 +193,7 @@ def measure_retrieval(args):
         result["longeval"] = {"file": args.longeval.name, "items": len(items)}
         for form in args.forms:
             texts = answers(model, tokenizer, [i["prompt"] for i in items], args, form == "chat")
-            right = sum(first_number(t) == i["expected_number"] for t, i in zip(texts, items))
+            right = sum(retrieval.first_number(t) == i["expected_number"] for t, i in zip(texts, items))
             result["longeval"][form] = round(right / len(items), 4)
             print("longeval", form, right, "of", len(items), file=sys.stderr, flush=True)
     return result

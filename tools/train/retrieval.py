@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import pathlib
+import re
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -269,6 +270,12 @@ def heldout_prompts(tokenizer, words, n_tokens, n_prompts=200, n_bins=10, seed=1
             "expected_number": value,
             "prompt": record_prompt(lines, key),
         }
+
+
+def first_number(text):
+    """The number of an answer: behind "is <" where the answer has the trained form."""
+    match = re.search(r"is <(\d+)>", text) or re.search(r"\d+", text)
+    return int(match[match.lastindex or 0]) if match else None
 
 
 def check_pieces(tokenizer, words):
