@@ -144,6 +144,10 @@ CONFIG_KEY(BOOL, metrics, "true", 0, 0, "", "Serves /metrics in the format of Pr
 CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
            "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "
            "leave them off where clients are not trusted.")
+CONFIG_KEY(INT, kv_sweep_steps, "0", 0, 1000000, "steps",
+           "Checks after so many steps that every page of the key-value pool has exactly one "
+           "owner, and ends the process if not. For hunting bugs: it walks over the whole pool. 0 "
+           "never does; /debug/kv checks when it is asked.")
 CONFIG_KEY(PATH, trace, "", 0, 4096, "",
            "A file that every decision of the scheduler is written to, one JSON line each. Empty "
            "writes none.")

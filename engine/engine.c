@@ -1,5 +1,6 @@
 /*
- * engine - the face: open, submit, cancel, poll, text, statistics. See engine.h.
+ * engine - the face: open, submit, cancel, poll, text, statistics. See engine.h. What shows the
+ * inside is in engine_dump.c.
  */
 #include "engine/engine.h"
 
@@ -14,12 +15,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#define IDX_BITS      24  /* of an id: the seat in the live table; above it a serial number */
-#define DUMP_TRIES    100 /* a dump waits this many ms for the engine thread, then does without */
-#define DUMP_TRY_NS   1000000
-#define DUMP_MAX_SEQS 256 /* requests a dump names of each list */
+#define IDX_BITS 24 /* of an id: the seat in the live table; above it a serial number */
 
 int engine_open(struct engine **out, const struct config *config, const struct engine_hooks *hooks,
                 struct err *err)
@@ -326,65 +323,4 @@ out:
 void engine_get_stats(const struct engine *e, struct engine_stats *out)
 {
     stats_get((struct stats *)&e->stats, out); /* the lock inside is the only thing changed */
-}
-
-/* Locks e->mu, but never waits long: the crash report may come from the thread that holds it. */
-static bool lock_for_dump(struct engine *e)
-{
-    for (int i = 0; i < DUMP_TRIES; i++) {
-        struct timespec pause = {.tv_nsec = DUMP_TRY_NS};
-
-        if (pthread_mutex_trylock(&e->mu) == 0)
-            return true;
-        nanosleep(&pause, NULL);
-    }
-    return false;
-}
-
-static void dump_list(const struct sched_list *list, const char *name, struct strbuf *out)
-{
-    static const char *const states[] = {"idle", "waiting", "prefill", "decode"};
-    int n = 0;
-
-    strbuf_addf(out, ",\"%s\":[", name);
-    for (const struct sched_seq *s = list->head; s && n < DUMP_MAX_SEQS; s = s->next, n++) {
-        const struct request *r = s->owner;
-
-        strbuf_addf(out,
-                    "%s{\"id\":%llu,\"state\":\"%s\",\"slot\":%d,\"prompt\":%d,\"tokens\":%d,"
-                    "\"done\":%d,\"limit\":%d,\"pages_limit\":%lld,\"growable\":%s,"
-                    "\"preempted\":%d}",
-                    n ? "," : "", (unsigned long long)r->id, states[s->state], s->slot,
-                    (int)s->n_prompt, (int)s->n_tokens, (int)s->n_done, (int)s->need.n_limit,
-                    (long long)s->need.n_pages_limit, s->need.growable ? "true" : "false",
-                    s->n_preempted);
-    }
-    strbuf_addf(out, "],\"n_%s\":%d", name, list->n);
-}
-
-void engine_dump(struct engine *e, struct strbuf *out)
-{
-    strbuf_addstr(out, "{\"model\":");
-    strbuf_add_json(out, e->info.model_id, strlen(e->info.model_id));
-    strbuf_addstr(out, ",\"device\":");
-    strbuf_add_json(out, e->info.device, strlen(e->info.device));
-    strbuf_addf(out,
-                ",\"dtype\":\"%s\",\"pool\":{\"pages\":%lld,\"page_bytes\":%lld,\"bytes\":%lld,"
-                "\"page_entries\":%d,\"table_entries\":%lld},\"plan\":",
-                e->info.dtype, (long long)e->info.n_pages, (long long)e->info.page_bytes,
-                (long long)e->info.kv_bytes, e->env.shape.page_entries, (long long)e->kv.table_len);
-    plan_describe(e->plan, &e->env.shape,
-                  e->env.plan_length ? e->env.plan_length : e->env.max_seq_len, out);
-    if (lock_for_dump(e)) {
-        strbuf_addf(out, ",\"pages_free\":%d,\"preemptions\":%lld", (int)e->kv.pool.n_free,
-                    (long long)e->sched.n_preemptions);
-        dump_list(&e->sched.running, "running", out);
-        dump_list(&e->sched.waiting, "waiting", out);
-        strbuf_addstr(out, ",\"last_failure\":");
-        strbuf_add_json(out, e->failure, strlen(e->failure));
-        pthread_mutex_unlock(&e->mu);
-    } else {
-        strbuf_addstr(out, ",\"busy\":true");
-    }
-    strbuf_addch(out, '}');
 }

@@ -170,13 +170,20 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
                          int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
                          struct strbuf *prompt_text, struct err *err);
 
+/* Who holds the pages that are taken. */
+struct engine_pages {
+    int64_t prefill, decode; /* by the state of the sequence; they add up to all that is taken */
+    int64_t fixed;           /* among them: of sequences whose pages were all taken at admission */
+};
+
 /* A snapshot for /metrics and /health, from any thread. */
 struct engine_stats {
     int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
     int64_t n_finished[FINISH_ERROR + 1];
     int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns;
     int64_t pages_total, pages_used;
-    int64_t last_step_ns; /* clock_ns() when the last step ended; 0: none yet */
+    struct engine_pages pages; /* the used ones */
+    int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */
     int64_t waiting_tokens;
     bool healthy;
     struct {
@@ -190,6 +197,12 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out);
 
 /* Scheduler, slots, pool and plan as JSON text, for /debug and the crash report. */
 void engine_dump(struct engine *e, struct strbuf *out);
+
+/*
+ * The pool, a check that every page has one owner, and the slots in use, as JSON; or with slot >= 0
+ * that slot's heads with their pages. ERR_NOT_FOUND: nobody sits there.
+ */
+int engine_dump_kv(struct engine *e, int slot, struct strbuf *out, struct err *err);
 
 /*
  * Shapes, parameters and memory of config->model under config->plan, for sequences of n_tokens

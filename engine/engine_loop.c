@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine/kv/kv_sweep.h"
 
 #include <stdio.h>
 
@@ -178,6 +179,34 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
     return 1;
 }
 
+struct engine_pages engine_count_pages(const struct engine *e)
+{
+    struct engine_pages n = {0};
+
+    for (const struct sched_seq *seq = e->sched.running.head; seq; seq = seq->next) {
+        const struct kv_slot *slot = &e->kv.slots[seq->slot];
+
+        if (seq->state == SEQ_PREFILL)
+            n.prefill += slot->n_pages;
+        else
+            n.decode += slot->n_pages;
+        n.fixed += slot->growable ? 0 : slot->n_pages;
+    }
+    return n;
+}
+
+/* kv_sweep_steps: ends the process when a page has two owners or none. */
+static void sweep_pages(struct engine *e)
+{
+    struct err err = {0};
+    struct kv_sweep sweep;
+    int rc = kv_sweep_slots(&sweep, &e->kv, NULL, &err);
+
+    if (rc < 0)
+        log_error("key-value pool: %s", err.msg);
+    CHECK(rc == 0 || rc == ERR_NO_ROOM);
+}
+
 static void count_step(struct engine *e, const struct sched_step *step, int n_new, int64_t start_ns)
 {
     struct stats_step add = {.end_ns = clock_ns(),
@@ -188,6 +217,7 @@ static void count_step(struct engine *e, const struct sched_step *step, int n_ne
                              .n_running = e->sched.running.n,
                              .n_preemptions = e->sched.n_preemptions,
                              .pages_used = e->kv.pool.n_pages - e->kv.pool.n_free,
+                             .pages = engine_count_pages(e),
                              .healthy = e->n_failures < ENGINE_MAX_FAILURES};
 
     for (const struct sched_seq *seq = e->sched.waiting.head; seq; seq = seq->next)
@@ -242,6 +272,7 @@ static void tell_outside(struct engine *e)
 void *engine_loop(void *arg)
 {
     struct engine *e = arg;
+    int n_unswept = 0; /* steps */
 
     pthread_mutex_lock(&e->mu);
     for (;;) {
@@ -253,6 +284,10 @@ void *engine_loop(void *arg)
         if (atomic_load(&e->closing))
             break;
         ran = run_step(e);
+        if (e->sweep_steps && (++n_unswept >= e->sweep_steps || !ran)) {
+            sweep_pages(e);
+            n_unswept = 0;
+        }
         if ((ran || ended) && outbox_n_listed(&e->outbox) > 0)
             tell_outside(e);
         if (ran)

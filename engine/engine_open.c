@@ -361,6 +361,7 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
     const struct model_config *mc = &e->model_config;
     int rc = model_config_load(&e->model_config, config->model, err);
 
+    e->sweep_steps = config->kv_sweep_steps;
     if (rc == 0)
         rc = read_limits(e, config, err);
     if (rc < 0)

@@ -73,10 +73,14 @@ struct engine {
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */
+    int sweep_steps;          /* kv_sweep after so many steps; 0: never */
     char failure[ERR_MSG_BYTES];
 };
 
 /* The engine thread's function; arg is the engine. */
 void *engine_loop(void *arg);
+
+/* Who holds the pages, as the scheduler's lists say. With e->mu held. */
+struct engine_pages engine_count_pages(const struct engine *e);
 
 #endif

@@ -52,6 +52,8 @@ void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t p
     s->now.n_waiting = n_waiting;
     s->now.n_running = n_running;
     s->now.pages_used = pages_used;
+    if (pages_used == 0)
+        s->now.pages = (struct engine_pages){0};
     if (n_waiting == 0)
         s->now.waiting_tokens = 0;
     pthread_mutex_unlock(&s->mu);
@@ -76,6 +78,7 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
     s->now.n_preemptions = step->n_preemptions;
     s->now.waiting_tokens = step->waiting_tokens;
     s->now.pages_used = step->pages_used;
+    s->now.pages = step->pages;
     s->now.last_step_ns = step->end_ns;
     s->now.healthy = step->healthy;
     for (int i = 0; i < OP_COUNT; i++) {

@@ -17,5 +17,7 @@ void api_health(struct exchange *ex);
 void api_version(struct exchange *ex);
 void api_metrics(struct exchange *ex);
 void api_debug_state(struct exchange *ex);
+void api_debug_kv(struct exchange *ex);
+void api_debug_kv_slot(struct exchange *ex);
 
 #endif

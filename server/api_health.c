@@ -1,5 +1,5 @@
 /*
- * api_health - what probes, monitors and people who debug ask for.
+ * api_health - what probes and monitors ask for.
  */
 #include "server/api.h"
 
@@ -48,12 +48,4 @@ void api_metrics(struct exchange *ex)
     stats.healthy = engine_bridge_is_alive(ex->server->bridge, &stats);
     metrics_write(&ex->server->metrics, &stats, ex->server->info, &body);
     exchange_reply(ex, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
-}
-
-void api_debug_state(struct exchange *ex)
-{
-    struct strbuf body = STRBUF_INIT;
-
-    engine_dump(ex->server->engine, &body);
-    exchange_reply_json(ex, 200, &body);
 }

@@ -112,7 +112,7 @@ static void write_histogram(struct strbuf *out, const char *name, const char *he
 
 /* Each series under its own name and, where vLLM has it too, under that one. */
 static void write_table(struct strbuf *out, const struct metrics *m, const struct engine_stats *s,
-                        const char *own, const char *vllm)
+                        const struct engine_info *i, const char *own, const char *vllm)
 {
     const char *alias;
 
@@ -149,6 +149,22 @@ static void write_finished(struct strbuf *out, const struct engine_stats *s, con
             strbuf_addf(out, "%s{%s,finished_reason=\"%s\"} %lld\n", names[k], k ? vllm : own,
                         reasons[i].word, (long long)s->n_finished[reasons[i].reason]);
     }
+}
+
+static void write_pages(struct strbuf *out, const struct engine_stats *s, const char *own)
+{
+    const struct {
+        const char *word;
+        int64_t n;
+    } states[] = {{"free", s->pages_total - s->pages_used},
+                  {"prefill", s->pages.prefill},
+                  {"decode", s->pages.decode}};
+
+    begin_family(out, "spand_kv_pages_by_state", "gauge",
+                 "Pages of the key-value pool by what their sequence does.");
+    for (int i = 0; i < 3; i++)
+        strbuf_addf(out, "spand_kv_pages_by_state{%s,state=\"%s\"} %lld\n", own, states[i].word,
+                    (long long)states[i].n);
 }
 
 static void write_responses(struct strbuf *out, const struct metrics *m)
@@ -228,8 +244,9 @@ void metrics_write(const struct metrics *m, const struct engine_stats *s,
     strbuf_addstr(&own, "model_name=");
     add_label_value(&own, i->model_id);
     strbuf_addf(&vllm, "engine=\"0\",%s", own.buf);
-    write_table(out, m, s, own.buf, vllm.buf);
+    write_table(out, m, s, i, own.buf, vllm.buf);
     write_finished(out, s, own.buf, vllm.buf);
+    write_pages(out, s, own.buf);
     write_responses(out, m);
     write_ops(out, s);
     write_infos(out, m, s, i, vllm.buf);

@@ -15,7 +15,7 @@ struct engine_stats;
 struct strbuf;
 
 #define METRICS_MAX_EDGES  32
-#define METRICS_MAX_ROUTES 24
+#define METRICS_MAX_ROUTES 48
 #define METRICS_N_STATUS   16
 
 struct histogram {

@@ -31,6 +31,11 @@ METRIC("gauge", "spand_kv_usage_ratio", "vllm:kv_cache_usage_perc",
        s->pages_total ? (double)s->pages_used / s->pages_total : 0)
 METRIC("gauge", "spand_kv_pages", NULL, "Pages of the key-value pool.", s->pages_total)
 METRIC("gauge", "spand_kv_pages_used", NULL, "Pages that sequences hold.", s->pages_used)
+METRIC("gauge", "spand_kv_pages_fixed", NULL,
+       "Pages of sequences that took all they will ever need when they were admitted.",
+       s->pages.fixed)
+METRIC("gauge", "spand_kv_page_bytes", NULL, "Bytes of a page: keys and values of one head.",
+       i->page_bytes)
 METRIC("gauge", "spand_healthy", NULL, "1 while the engine makes progress.", s->healthy)
 METRIC("counter", "spand_steps_total", NULL, "Steps of the engine.", s->n_steps)
 METRIC("counter", "spand_step_seconds_total", NULL, "Time spent in steps.", s->step_ns * 1e-9)

@@ -4,7 +4,9 @@
 #include "server/router.h"
 
 #include "server/api.h"
+#include "server/metrics.h"
 
+#include <assert.h>
 #include <string.h>
 #include <strings.h>
 
@@ -21,9 +23,13 @@ static const struct route routes[] = {
     {"/version", ROUTE_GET, ROUTE_ALWAYS, api_version},
     {"/metrics", ROUTE_GET, ROUTE_IF_METRICS, api_metrics},
     {"/debug/state", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_state},
+    {"/debug/kv", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_kv},
+    {"/debug/kv/", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_kv_slot},
 };
 
 #define N_ROUTES ((int)(sizeof(routes) / sizeof(routes[0])))
+
+static_assert(N_ROUTES < METRICS_MAX_ROUTES, "every route has its row, and so have unknown paths");
 
 int router_count(void)
 {

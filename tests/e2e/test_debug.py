@@ -1,0 +1,68 @@
+"""/debug/*: served where the config says so, and true."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def debugged():
+    d = Daemon("--debug-endpoints", "--plan", "uniform:0.5", "--kv-sweep-steps", "1",
+               "--max-batch", "4", "--served-model-name", "m")
+    yield d
+    assert d.stop() == 0, d.output()
+
+
+def debug(d, path):
+    status, _, data = d.get(path)
+    return status, json.loads(data)
+
+
+def test_kv_is_empty_when_idle(debugged):
+    debugged.wait_idle()
+    status, kv = debug(debugged, "/debug/kv")
+    assert status == 200 and kv["running"] == []
+    assert kv["pages"]["free"] == kv["pages"]["total"] == debugged.gauge("spand_kv_pages")
+    assert kv["sweep"] == {"ok": True, "free": kv["pages"]["total"], "held": 0, "shared": 0,
+                           "named": 0}
+    assert kv["page_bytes"] == debugged.gauge("spand_kv_page_bytes")
+
+
+def test_kv_shows_a_running_request_page_by_page(debugged):
+    """Half of 1200 tokens is a span of 640, ten pages in each of 8 layers of 4 heads."""
+    n_prompt = len(debugged.post("/tokenize", {"model": "m", "prompt": "The history"})[1]["tokens"])
+    body = {"model": "m", "prompt": "The history", "max_tokens": 1200 - n_prompt,
+            "ignore_eos": True}
+    client = threading.Thread(target=debugged.post, args=("/v1/completions", body))
+    client.start()
+    while debugged.gauge("spand_kv_pages_used") == 0:  # the figures are those of the last step
+        time.sleep(0.01)
+    status, kv = debug(debugged, "/debug/kv")
+    assert kv["sweep"]["ok"] and kv["sweep"]["held"] == 320
+    assert kv["pages"]["fixed"] == 320 and kv["pages"]["prefill"] + kv["pages"]["decode"] == 320
+    running = kv["running"][0]
+    assert running["limit"] == 1200 and running["fixed"] and running["pages"] == 320
+    status, slot = debug(debugged, f"/debug/kv/{running['slot']}")
+    assert status == 200 and len(slot["heads"]) == 32
+    pages = [p for head in slot["heads"] for p in head["pages"]]
+    assert len(set(pages)) == len(pages) == 320
+    assert all(head["sink"] == 64 and head["ring"] == 576 and head["mask"] == "block"
+               for head in slot["heads"])
+    metrics = debugged.metrics()
+    by_state = {k: v for k, v in metrics.items() if k.startswith("spand_kv_pages_by_state")}
+    assert sum(by_state.values()) == debugged.gauge("spand_kv_pages")
+    assert debugged.gauge("spand_kv_pages_fixed") == 320
+    client.join()
+    debugged.wait_idle()
+
+
+@pytest.mark.parametrize("path", ["/debug/kv/0", "/debug/kv/4", "/debug/kv/-1", "/debug/kv/x",
+                                  "/debug/kv/99999999999999999999"])
+def test_an_empty_slot_is_not_found(debugged, path):
+    debugged.wait_idle()
+    status, answer = debug(debugged, path)
+    assert status == 404 and "slot" in answer["error"]["message"]
