@@ -10,4 +10,7 @@ int bench_kernels(int argc, char **argv);
 int bench_tokenizer(int argc, char **argv) __attribute__((weak));
 int bench_http(int argc, char **argv) __attribute__((weak));
 
+/* Sorts the n values. */
+double bench_median(double *values, int n);
+
 #endif

@@ -7,7 +7,8 @@
  * the context at the same time although they start one behind the other.
  *
  * The limit of a decode step is the time to read the weights once and every sequence's keys and
- * values once at the read bandwidth, which is measured here, on the same threads, right before.
+ * values once at the read bandwidth, which is measured right before and right after the step's
+ * sequences; the better one counts, since other programs' load only ever takes from it.
  * gap is the share of the time between steps' ends that no backend op accounts for.
  */
 #include "tests/bench/bench.h"
@@ -17,19 +18,17 @@
 #include "base/strbuf.h"
 #include "config/config.h"
 #include "engine/engine_state.h"
+#include "tests/bench/read_speed.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define MAX_LIST        32
 #define MAX_BATCH       4096
-#define BATCH_MAX_SEATS 256                 /* seats opened for --batch max */
-#define READ_BYTES      ((size_t)512 << 20) /* well past every cache */
-#define READ_PASSES     5
+#define BATCH_MAX_SEATS 256 /* seats opened for --batch max */
 #define TIMEOUT_NS      (3600 * (int64_t)1000000000)
 
 struct options {
@@ -37,6 +36,7 @@ struct options {
     int steps;
     double ragged, read_bw;
     bool shuffle_pages, no_prefill;
+    struct read_speed *read; /* NULL when read_bw is given */
 };
 
 /* What the engine thread notes after each step. */
@@ -51,7 +51,7 @@ struct step_log {
 
 struct result {
     int batch, context, n_steps;
-    double step_ms, tok_s, bytes, limit_ms, pct, gap_pct;
+    double step_ms, tok_s, bytes, read_bw, limit_ms, pct, gap_pct;
 };
 
 struct request_state {
@@ -59,61 +59,6 @@ struct request_state {
     enum finish_reason finish;
     int64_t submit_ns, first_token_ns;
 };
-
-struct read_part {
-    const uint64_t *at;
-    size_t n;
-    uint64_t sum;
-    pthread_t thread;
-};
-
-static void *read_main(void *arg)
-{
-    struct read_part *p = arg;
-    uint64_t a = 0, b = 0, c = 0, d = 0;
-
-    for (size_t i = 0; i + 4 <= p->n; i += 4) {
-        a += p->at[i];
-        b += p->at[i + 1];
-        c += p->at[i + 2];
-        d += p->at[i + 3];
-    }
-    p->sum = a + b + c + d;
-    return NULL;
-}
-
-/* GB/s of a streaming read over all threads, the best of a few passes; 0 without memory. */
-static double host_read_bandwidth(int n_threads)
-{
-    struct read_part *parts = calloc((size_t)n_threads, sizeof(*parts));
-    uint64_t *data = malloc(READ_BYTES);
-    size_t n_words = READ_BYTES / sizeof(*data), each = n_words / (size_t)n_threads;
-    double best = 0;
-
-    if (!parts || !data)
-        goto out;
-    for (size_t i = 0; i < n_words; i++)
-        data[i] = i;
-    for (int pass = 0; pass < READ_PASSES; pass++) {
-        int64_t start_ns = clock_ns();
-        double rate;
-
-        for (int t = 0; t < n_threads; t++) {
-            parts[t].at = data + (size_t)t * each;
-            parts[t].n = each;
-            if (pthread_create(&parts[t].thread, NULL, read_main, &parts[t]) != 0)
-                abort();
-        }
-        for (int t = 0; t < n_threads; t++)
-            pthread_join(parts[t].thread, NULL);
-        rate = (double)READ_BYTES / (double)(clock_ns() - start_ns);
-        best = rate > best ? rate : best;
-    }
-out:
-    free(parts);
-    free(data);
-    return best;
-}
 
 /* Engine thread, after each step. */
 static void on_wake(void *arg)
@@ -249,7 +194,7 @@ static int length_of(const struct options *opt, int i, int batch, int context)
 }
 
 static int run_decode(struct engine *e, struct step_log *log, const struct options *opt, int batch,
-                      int context, double read_bw, struct result *out)
+                      int context, struct result *out)
 {
     int chunk = e->sched.params.chunk_tokens;
     struct request_state *states = calloc((size_t)batch, sizeof(*states));
@@ -300,8 +245,6 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
         out->step_ms = wall_ms;
         out->tok_s = batch * 1000.0 / wall_ms;
         out->bytes = weight_bytes_read(e) + kv_bytes;
-        out->limit_ms = out->bytes / (read_bw * 1e6);
-        out->pct = 100.0 * out->limit_ms / wall_ms;
         out->gap_pct = 100.0 * (1.0 - (double)log->op_ns / (double)log->wall_ns);
     }
     log->batch = 0;
@@ -313,6 +256,27 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     }
     free(states);
     return rc;
+}
+
+static double read_bw_now(const struct options *opt)
+{
+    return opt->read ? read_speed_measure(opt->read) : opt->read_bw;
+}
+
+/* run_decode between two looks at the memory's speed, and what share of it the steps reached. */
+static int run_row(struct engine *e, struct step_log *log, const struct options *opt, int batch,
+                   int context, struct result *out)
+{
+    double before = read_bw_now(opt), after;
+    int rc = run_decode(e, log, opt, batch, context, out);
+
+    if (rc < 0)
+        return rc;
+    after = read_bw_now(opt);
+    out->read_bw = before > after ? before : after;
+    out->limit_ms = out->bytes / (out->read_bw * 1e6);
+    out->pct = 100.0 * out->limit_ms / out->step_ms;
+    return 0;
 }
 
 /* Prefill tokens per second and time to first token of one prompt on an idle engine. */
@@ -354,7 +318,7 @@ static const char header[] = "device,shape,plan,batch,context,prefill_tok_s,ttft
                              "bytes,read_bw,limit_ms,pct,gap_pct,steps\n";
 
 static void print_row(const struct engine *e, const struct result *r, double prefill_tok_s,
-                      double ttft_ms, double read_bw, FILE *csv)
+                      double ttft_ms, FILE *csv)
 {
     const struct engine_info *info = engine_get_info(e);
     char shape[128];
@@ -363,18 +327,17 @@ static void print_row(const struct engine *e, const struct result *r, double pre
              e->model_config.dim, info->n_heads, info->n_kv_heads, info->head_dim, info->vocab_size,
              info->dtype);
     printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f\n", r->batch,
-           r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6, read_bw,
+           r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6, r->read_bw,
            r->limit_ms, r->pct, r->gap_pct);
     fflush(stdout);
     if (csv)
         fprintf(csv, "\"%s\",\"%s\",\"%s\",%d,%d,%.2f,%.3f,%.4f,%.2f,%.0f,%.3f,%.4f,%.2f,%.2f,%d\n",
                 info->device, shape, info->plan, r->batch, r->context, prefill_tok_s, ttft_ms,
-                r->step_ms, r->tok_s, r->bytes, read_bw, r->limit_ms, r->pct, r->gap_pct,
+                r->step_ms, r->tok_s, r->bytes, r->read_bw, r->limit_ms, r->pct, r->gap_pct,
                 r->n_steps);
 }
 
-static int run_all(struct engine *e, struct step_log *log, const struct options *opt,
-                   double read_bw, FILE *csv)
+static int run_all(struct engine *e, struct step_log *log, const struct options *opt, FILE *csv)
 {
     int contexts[MAX_LIST], batches[MAX_LIST] = {0};
     int n_contexts = parse_list(opt->context, contexts, 1 << 24), n_batches = 1, rc = 0;
@@ -382,7 +345,7 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
 
     if (!is_max)
         n_batches = parse_list(opt->batch, batches, MAX_BATCH);
-    printf("%s; plan %s; read bandwidth %.2f GB/s\n", e->info.device, e->info.plan, read_bw);
+    printf("%s; plan %s\n", e->info.device, e->info.plan);
     printf("%6s %8s %13s %10s %9s %10s %9s %8s %9s %6s %6s\n", "batch", "context", "prefill_tok/s",
            "ttft_ms", "step_ms", "tok/s", "MB/step", "GB/s", "limit_ms", "pct", "gap");
     if (csv)
@@ -395,10 +358,10 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
         for (int b = 0; b < n_batches && rc == 0; b++) {
             struct result r = {0};
 
-            rc = run_decode(e, log, opt, is_max ? max_batch_at(e, contexts[c]) : batches[b],
-                            contexts[c], read_bw, &r);
+            rc = run_row(e, log, opt, is_max ? max_batch_at(e, contexts[c]) : batches[b],
+                         contexts[c], &r);
             if (rc == 0)
-                print_row(e, &r, prefill_tok_s, ttft_ms, read_bw, csv);
+                print_row(e, &r, prefill_tok_s, ttft_ms, csv);
         }
     }
     return rc;
@@ -426,13 +389,6 @@ static int fit_config(struct config *config, const struct options *opt)
     if (!config->max_seq_len)
         config->max_seq_len = most;
     return 0;
-}
-
-static int n_threads_of(const struct config *config)
-{
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-
-    return config->threads ? config->threads : n > 0 ? (int)n : 1;
 }
 
 int bench_engine(int argc, char **argv)
@@ -480,9 +436,9 @@ int bench_engine(int argc, char **argv)
         return 2;
     }
     pthread_mutex_init(&log.mu, NULL);
-    if (opt.read_bw <= 0)
-        opt.read_bw = host_read_bandwidth(n_threads_of(&config));
-    rc = engine_open(&e, &config, &hooks, &err);
+    rc = opt.read_bw > 0 ? 0 : read_speed_open(&opt.read, config.threads, config.pin_threads, &err);
+    if (rc == 0)
+        rc = engine_open(&e, &config, &hooks, &err);
     if (rc < 0) {
         fprintf(stderr, "spand-bench engine: %s\n", err.msg);
         goto out;
@@ -498,11 +454,12 @@ int bench_engine(int argc, char **argv)
             goto out;
         }
     }
-    rc = run_all(e, &log, &opt, opt.read_bw, csv);
+    rc = run_all(e, &log, &opt, csv);
 out:
     if (csv && fclose(csv) != 0)
         rc = ERR_IO;
     engine_close(e);
+    read_speed_close(opt.read);
     pthread_mutex_destroy(&log.mu);
     config_release(&config);
     return rc < 0 ? 1 : 0;

@@ -12,9 +12,10 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/backend.h"
-#include "engine/cpu/cpu_kernels.h"
-#include "engine/cpu/cpu_threads.h"
+#include "tests/bench/read_speed.h"
 
+#include <errno.h>
+#include <getopt.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,8 +33,6 @@
 #define MAX_ROWS   512
 #define CONTEXT    4096
 #define MAX_REPS   400
-#define READ_BYTES ((size_t)1 << 30)
-#define READ_GRAIN ((size_t)1 << 21)
 
 struct layer {
     struct weight gain, wqkv, wo, w_in, w_down;
@@ -41,8 +40,7 @@ struct layer {
 
 struct bench_state {
     struct backend *be;
-    struct cpu_threads *threads; /* for the bandwidth only */
-    const struct cpu_kernels *kern;
+    struct read_speed *read;
     int n_held;
     struct layer layer[N_LAYERS];
     struct weight head;
@@ -64,54 +62,6 @@ static void die(const struct err *err)
 {
     fprintf(stderr, "spand-bench kernels: %s\n", err->msg);
     exit(1);
-}
-
-/* ---- the memory's speed ---- */
-
-struct read_job {
-    const struct cpu_kernels *kern;
-    const char *data;
-    uint64_t sum[256];
-};
-
-static void read_items(void *arg, int64_t begin, int64_t end, int thread)
-{
-    struct read_job *j = arg;
-
-    j->sum[thread] += j->kern->stream_read(j->data + (size_t)begin * READ_GRAIN,
-                                           (size_t)(end - begin) * READ_GRAIN);
-}
-
-static double read_once(struct read_job *job, struct cpu_threads *threads)
-{
-    int64_t t0 = clock_ns();
-
-    cpu_threads_run(threads, (int64_t)(READ_BYTES / READ_GRAIN), 1, read_items, job);
-    return (double)READ_BYTES / (double)(clock_ns() - t0);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *v, int n)
-{
-    qsort(v, (size_t)n, sizeof(*v), by_value);
-    return v[n / 2];
-}
-
-static double read_bandwidth(struct bench_state *s, const char *data, struct cpu_threads *threads)
-{
-    struct read_job job = {.kern = s->kern, .data = data};
-    double bw[9];
-
-    read_once(&job, threads);
-    for (int i = 0; i < 9; i++)
-        bw[i] = read_once(&job, threads);
-    return median(bw, 9);
 }
 
 /* ---- one line of the table ---- */
@@ -150,7 +100,7 @@ static struct measured measure(struct bench_state *s, bench_op_fn *op)
     }
     bytes = (cost_of(s->be, false) - bytes) / n;
     flops = (cost_of(s->be, true) - flops) / n;
-    return (struct measured){.us = median(us, n), .bytes = bytes, .flops = flops};
+    return (struct measured){.us = bench_median(us, n), .bytes = bytes, .flops = flops};
 }
 
 static struct measured report(struct bench_state *s, const char *name, const char *shape,
@@ -481,98 +431,185 @@ static void bench_sampling(struct bench_state *s)
     }
 }
 
-static const char *option(int argc, char **argv, const char *name, const char *fallback)
+/* ---- flags ---- */
+
+struct options {
+    int n_threads, n_layers;
+    bool pin;
+    double seconds;
+    enum dtype dtype;
+    const char *only, *csv;
+};
+
+static const char usage[] =
+    "usage: spand-bench kernels [--threads N] [--dtype bf16|f16|f32] [--layers N]\n"
+    "       [--pin true|false] [--seconds S] [--only read|decode|attn|prompt|sample]\n"
+    "       [--csv FILE]\n";
+
+/* The index of text in a list that NULL ends, or -1. */
+static int word_of(const char *text, const char *const *words)
 {
-    for (int i = 1; i + 1 < argc; i++) {
-        if (strcmp(argv[i], name) == 0)
-            return argv[i + 1];
+    for (int i = 0; words[i]; i++) {
+        if (strcmp(text, words[i]) == 0)
+            return i;
     }
-    return fallback;
+    return -1;
 }
 
-static int parse_dtype(const char *name)
+static bool parse_number(const char *text, double min, double max, double *out)
 {
-    return strcmp(name, "f32") == 0 ? DTYPE_F32 : strcmp(name, "f16") == 0 ? DTYPE_F16 : DTYPE_BF16;
+    char *end;
+
+    errno = 0;
+    *out = strtod(text, &end);
+    return !errno && end != text && !*end && *out >= min && *out <= max;
 }
 
-static void bench_bandwidth(struct bench_state *s, const char *data, const char *when)
+static bool parse_int(const char *text, int min, int max, int *out)
+{
+    double v;
+
+    if (!parse_number(text, min, max, &v) || v != floor(v))
+        return false;
+    *out = (int)v;
+    return true;
+}
+
+static bool option_set(struct options *opt, const char *name, const char *value)
+{
+    static const char *const dtypes[] = {"f32", "bf16", "f16", NULL}; /* as enum dtype */
+    static const char *const bools[] = {"false", "true", NULL};
+    static const char *const parts[] = {"read", "decode", "attn", "prompt", "sample", NULL};
+    int word;
+
+    if (strcmp(name, "threads") == 0)
+        return parse_int(value, 0, 1024, &opt->n_threads);
+    if (strcmp(name, "layers") == 0)
+        return parse_int(value, 1, N_LAYERS, &opt->n_layers);
+    if (strcmp(name, "seconds") == 0)
+        return parse_number(value, 0, 3600, &opt->seconds);
+    if (strcmp(name, "csv") == 0)
+        return *(opt->csv = value) != '\0';
+    if (strcmp(name, "only") == 0)
+        return word_of(opt->only = value, parts) >= 0;
+    word = word_of(value, strcmp(name, "pin") == 0 ? bools : dtypes);
+    if (word < 0)
+        return false;
+    if (strcmp(name, "pin") == 0)
+        opt->pin = word == 1;
+    else
+        opt->dtype = (enum dtype)word;
+    return true;
+}
+
+/* 0, 1 when help was asked for, negative for wrong usage. */
+static int options_parse(struct options *opt, int argc, char **argv)
+{
+    static const struct option flags[] = {{"threads", required_argument, NULL, 'v'},
+                                          {"dtype", required_argument, NULL, 'v'},
+                                          {"layers", required_argument, NULL, 'v'},
+                                          {"pin", required_argument, NULL, 'v'},
+                                          {"seconds", required_argument, NULL, 'v'},
+                                          {"only", required_argument, NULL, 'v'},
+                                          {"csv", required_argument, NULL, 'v'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {NULL, 0, NULL, 0}};
+    int flag, at;
+
+    *opt =
+        (struct options){.n_layers = 4, .seconds = 1, .dtype = DTYPE_BF16, .only = "", .csv = NULL};
+    while ((flag = getopt_long(argc, argv, "", flags, &at)) != -1) {
+        if (flag == 'h')
+            return 1;
+        if (flag != 'v')
+            return -1;
+        if (!option_set(opt, flags[at].name, optarg)) {
+            fprintf(stderr, "spand-bench kernels: --%s does not take \"%s\"\n", flags[at].name,
+                    optarg);
+            return -1;
+        }
+    }
+    if (optind < argc)
+        fprintf(stderr, "spand-bench kernels: \"%s\" is no flag\n", argv[optind]);
+    return optind < argc ? -1 : 0;
+}
+
+/* ---- the bench ---- */
+
+static void bench_bandwidth(struct bench_state *s, const char *when)
 {
     struct err err = {0};
-    struct cpu_threads *one = NULL;
+    struct read_speed *one = NULL;
     double bw1, bw;
 
-    if (cpu_threads_open(&one, 1, false, &err) < 0)
+    if (read_speed_open(&one, 1, false, &err) < 0)
         die(&err);
-    bw1 = read_bandwidth(s, data, one);
-    bw = read_bandwidth(s, data, s->threads);
-    cpu_threads_close(one);
+    bw1 = read_speed_measure(one);
+    read_speed_close(one);
+    bw = read_speed_measure(s->read);
     printf("read bandwidth %s: %.2f GB/s on 1 thread, %.2f on %d\n", when, bw1, bw,
-           cpu_threads_count(s->threads));
+           read_speed_threads(s->read));
     if (s->csv)
         fprintf(s->csv, "read,%s,,,%.4f,,,\n", when, bw);
     if (bw > s->read_bw)
         s->read_bw = bw;
 }
 
+static void bench_parts(struct bench_state *s, const char *only)
+{
+    if (!*only || strcmp(only, "decode") == 0)
+        bench_decode(s);
+    if (!*only || strcmp(only, "attn") == 0)
+        bench_attention(s);
+    if (!*only || strcmp(only, "prompt") == 0)
+        bench_prompt(s);
+    if (!*only || strcmp(only, "sample") == 0)
+        bench_sampling(s);
+}
+
 int bench_kernels(int argc, char **argv)
 {
     static struct bench_state s;
-    const char *csv = option(argc, argv, "--csv", NULL), *only = option(argc, argv, "--only", "");
+    struct options opt;
     struct backend_params p = {.device = "cpu",
                                .max_rows = MAX_ROWS,
                                .max_dim = 2 * FFN_DIM,
                                .max_vocab = VOCAB_BIG,
                                .max_logits = 32};
     struct err err = {0};
-    enum cpu_isa isa;
-    char *data;
+    int rc = options_parse(&opt, argc, argv);
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0) {
-            printf(
-                "usage: spand-bench kernels [--threads N] [--dtype bf16|f16|f32] [--layers N]\n"
-                "       [--pin true|false] [--seconds S] [--only read|decode|attn|prompt|sample]\n"
-                "       [--csv FILE]\n");
-            return 0;
-        }
+    if (rc) {
+        fputs(usage, rc < 0 ? stderr : stdout);
+        return rc < 0 ? 2 : 0;
     }
-    s.dtype = (enum dtype)parse_dtype(option(argc, argv, "--dtype", "bf16"));
-    s.seconds = atof(option(argc, argv, "--seconds", "1"));
-    s.n_held = atoi(option(argc, argv, "--layers", "4"));
-    s.n_held = s.n_held < 1 ? 1 : s.n_held > N_LAYERS ? N_LAYERS : s.n_held;
-    p.n_threads = atoi(option(argc, argv, "--threads", "0"));
-    p.pin_threads = strcmp(option(argc, argv, "--pin", "false"), "true") == 0;
-    p.dtype = s.dtype;
-    if (csv && !(s.csv = fopen(csv, "w"))) {
-        perror(csv);
+    s.dtype = p.dtype = opt.dtype;
+    s.seconds = opt.seconds;
+    s.n_held = opt.n_layers;
+    p.n_threads = opt.n_threads;
+    p.pin_threads = opt.pin;
+    if (opt.csv && !(s.csv = fopen(opt.csv, "w"))) {
+        perror(opt.csv);
         return 1;
     }
     if (s.csv)
         fprintf(s.csv, "op,shape,us,bytes,gb_s,pct_read,flops,gflop_s\n");
-    if (cpu_isa_choose(&isa, &err) < 0 || backend_open(&s.be, &p, &err) < 0 ||
-        cpu_threads_open(&s.threads, p.n_threads, p.pin_threads, &err) < 0)
+    if (backend_open(&s.be, &p, &err) < 0 ||
+        read_speed_open(&s.read, opt.n_threads, opt.pin, &err) < 0)
         die(&err);
-    s.kern = cpu_kernels_for(isa);
     printf("%s; weights %s, %d layers in turns\n", s.be->description, dtype_name(s.dtype),
            s.n_held);
-    data = memory(&s, READ_BYTES);
-    bench_bandwidth(&s, data, "before");
-    if (strcmp(only, "read") != 0) {
+    bench_bandwidth(&s, "before");
+    if (strcmp(opt.only, "read") != 0) {
         state_make(&s);
         printf("%-14s %-26s %11s %8s %6s %10s\n", "op", "shape", "us", "GB/s", "% read", "GFLOP/s");
+        bench_parts(&s, opt.only);
     }
-    if (!*only || strcmp(only, "decode") == 0)
-        bench_decode(&s);
-    if (!*only || strcmp(only, "attn") == 0)
-        bench_attention(&s);
-    if (!*only || strcmp(only, "prompt") == 0)
-        bench_prompt(&s);
-    if (!*only || strcmp(only, "sample") == 0)
-        bench_sampling(&s);
-    bench_bandwidth(&s, data, "after");
-    if (s.csv)
-        fclose(s.csv);
-    cpu_threads_close(s.threads);
+    bench_bandwidth(&s, "after");
+    rc = s.csv && fclose(s.csv) != 0 ? 1 : 0;
+    if (rc)
+        perror(opt.csv);
+    read_speed_close(s.read);
     s.be->ops->close(s.be);
-    return 0;
+    return rc;
 }
