@@ -25,14 +25,21 @@ CONFIG_KEY(PATH, model, "models/demo-llama", 1, 4096, "",
            "The model's directory: config.json, tokenizer.json and the weights as safetensors.")
 CONFIG_KEY(STRING, served_model_name, "", 0, 256, "",
            "The model's id in the API. Empty means the name of the model's directory.")
-CONFIG_KEY(STRING, plan, "dense", 1, 4096, "FILE, dense, streaming:SINK,RECENT or uniform:DENSITY",
+CONFIG_KEY(STRING, plan, "dense", 1, 4096,
+           "FILE, dense, streaming:SINK,RECENT, uniform:DENSITY or duo:DIR[,SHARE]",
            "Which keys each head keeps. A plan file gives every head its own span; dense keeps "
            "everything; streaming keeps the first SINK and the last RECENT tokens in all heads; "
-           "uniform gives all heads the same share of the sequence.")
+           "uniform gives all heads the same share of the sequence; duo reads the gates that "
+           "DuoAttention trains, and opens the SHARE of the heads with the largest ones.")
 CONFIG_KEY(STRING, plan_length, "request", 1, 16, "request or 1..16777216",
            "The length that a plan's spans are computed for. request takes each request's own "
            "prompt plus max_tokens; a number gives all requests the same spans, so that they can "
            "share cached prefixes.")
+CONFIG_KEY(ENUM, span_convention, "auto", 0, 0, "auto includes_sink excludes_sink",
+           "Whether alpha + beta * N of a plan's rule counts the 64 tokens at the start that stay. "
+           "auto takes what the plan file says of itself, else includes_sink, as the published "
+           "runtime and paper have it; excludes_sink is how the optimiser of the published plans "
+           "reckoned: every span is 64 tokens longer.")
 CONFIG_KEY(STRING, device, "auto", 1, 16, "auto, cpu, cuda or cuda:N",
            "Where the model runs. auto is the CPU in this version: the CUDA backend has passed its "
            "tests in emulation only, so it must be asked for by name.")

@@ -34,6 +34,7 @@ int engine_open(struct engine **out, const struct config *config, const struct e
     pthread_mutex_init(&e->mu, NULL);
     pthread_mutex_init(&e->live.mu, NULL);
     outbox_init(&e->outbox);
+    strbuf_init(&e->plan_json);
     rc = engine_parts_open(e, config, err);
     if (rc < 0)
         goto out;

@@ -50,6 +50,7 @@ void engine_close(struct engine *e);
 /* What the model is, fixed after open. Strings are borrowed from the engine. */
 struct engine_info {
     const char *model_id, *model_type, *plan, *device, *dtype, *fingerprint;
+    const char *plan_json; /* kind, convention and density of the plan, at the context's length */
     int vocab_size, max_seq_len, n_layers, n_heads, n_kv_heads, head_dim;
     int max_batch, bos_id; /* bos_id -1: the tokenizer adds none */
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
@@ -204,12 +205,25 @@ void engine_dump(struct engine *e, struct strbuf *out);
  */
 int engine_dump_kv(struct engine *e, int slot, struct strbuf *out, struct err *err);
 
+/* The plan with every head's rule and what it keeps of n_tokens; 0: of the context. */
+int engine_dump_plan(const struct engine *e, int n_tokens, struct strbuf *out, struct err *err);
+
+enum inspect_form { INSPECT_TEXT = 0, INSPECT_JSON, INSPECT_SVG };
+enum inspect_colours { INSPECT_COLOURS_NONE = 0, INSPECT_COLOURS_256, INSPECT_COLOURS_RGB };
+
+struct engine_inspect {
+    enum inspect_form form;
+    enum inspect_colours colours; /* of the text's map: escape sequences for terminals */
+    int n_tokens;                 /* the length that is looked at; 0: the context */
+    int64_t memory;               /* bytes for weights, keys and values; 0: as the daemon would */
+};
+
 /*
- * Shapes, parameters and memory of config->model under config->plan, for sequences of n_tokens
- * (0: the context), as text or as a JSON object. config.json is all it reads.
+ * Shapes, parameters and memory of config->model under config->plan, and the plan's map; the SVG is
+ * the map alone. config.json is all it reads.
  */
-int engine_inspect(const struct config *config, bool json, int n_tokens, struct strbuf *out,
-                   struct err *err);
+int engine_inspect(const struct config *config, const struct engine_inspect *how,
+                   struct strbuf *out, struct err *err);
 
 /* A tokenizer.json without a model. ids is malloc'ed, the caller frees it. */
 struct engine_tokenizer;

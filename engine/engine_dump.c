@@ -62,8 +62,7 @@ void engine_dump(struct engine *e, struct strbuf *out)
                 "\"page_entries\":%d,\"table_entries\":%lld},\"plan\":",
                 e->info.dtype, (long long)e->info.n_pages, (long long)e->info.page_bytes,
                 (long long)e->info.kv_bytes, e->env.shape.page_entries, (long long)e->kv.table_len);
-    plan_describe(e->plan, &e->env.shape,
-                  e->env.plan_length ? e->env.plan_length : e->env.max_seq_len, out);
+    plan_describe(e->plan, e->env.max_seq_len, out);
     if (lock_for_dump(e)) {
         strbuf_addf(out, ",\"pages_free\":%d,\"preemptions\":%lld", (int)e->kv.pool.n_free,
                     (long long)e->sched.n_preemptions);
@@ -203,4 +202,13 @@ int engine_dump_kv(struct engine *e, int slot, struct strbuf *out, struct err *e
     }
     pthread_mutex_unlock(&e->mu);
     return rc;
+}
+
+int engine_dump_plan(const struct engine *e, int n_tokens, struct strbuf *out, struct err *err)
+{
+    if (n_tokens < 0 || n_tokens > e->env.max_seq_len)
+        return err_set(err, ERR_NOT_FOUND, "no sequence of %d tokens: the context is %d", n_tokens,
+                       e->env.max_seq_len);
+    plan_describe_all(e->plan, n_tokens ? n_tokens : e->env.max_seq_len, out);
+    return 0;
 }

@@ -31,7 +31,7 @@ static int64_t min64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static enum dtype dtype_of(const struct config *config, const struct model_config *mc)
+enum dtype engine_dtype(const struct config *config, const struct model_config *mc)
 {
     switch ((enum config_dtype)config->dtype) {
     case CONFIG_DTYPE_F32:
@@ -49,8 +49,6 @@ static enum dtype dtype_of(const struct config *config, const struct model_confi
 static int read_limits(struct engine *e, const struct config *config, struct err *err)
 {
     const struct model_config *mc = &e->model_config;
-    char *end;
-    long length;
 
     e->env.max_seq_len = config->max_seq_len ? config->max_seq_len : mc->max_seq_len;
     if (e->env.max_seq_len > mc->max_seq_len)
@@ -59,31 +57,52 @@ static int read_limits(struct engine *e, const struct config *config, struct err
     if (config->page_entries > KV_TILE || KV_TILE % config->page_entries)
         return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d", config->page_entries,
                        KV_TILE);
-    if (strcmp(config->plan_length, "request") == 0)
+    return 0;
+}
+
+/* 0 for "request". */
+static int read_plan_length(const char *text, int *out, struct err *err)
+{
+    char *end;
+    long length;
+
+    *out = 0;
+    if (strcmp(text, "request") == 0)
         return 0;
     errno = 0;
-    length = strtol(config->plan_length, &end, 10);
-    if (errno || end == config->plan_length || *end || length < 1 || length > 16777216)
-        return err_set(err, ERR_INVALID, "plan_length is %s, want request or 1..16777216",
-                       config->plan_length);
-    e->env.plan_length = (int)length;
+    length = strtol(text, &end, 10);
+    if (errno || end == text || *end || length < 1 || length > 16777216)
+        return err_set(err, ERR_INVALID, "plan_length is %s, want request or 1..16777216", text);
+    *out = (int)length;
+    return 0;
+}
+
+int engine_plan_open(struct plan **out, const struct config *config, const struct model_config *mc,
+                     const struct kv_shape *shape, int max_seq_len, struct err *err)
+{
+    int length;
+    int rc = read_plan_length(config->plan_length, &length, err);
+
+    if (rc == 0)
+        rc =
+            plan_open(out, config->plan, shape, (enum plan_convention)config->span_convention, err);
+    if (rc < 0)
+        return rc;
+    plan_set_length(*out, length);
+    for (int layer = 0; layer < mc->n_layers; layer++) {
+        if (mc->window[layer] < max_seq_len)
+            plan_set_window(*out, layer, mc->window[layer]);
+    }
     return 0;
 }
 
 static int open_plan(struct engine *e, const struct config *config, struct err *err)
 {
-    const struct model_config *mc = &e->model_config;
-    int rc =
-        plan_open(&e->plan, config->plan, mc->n_layers, mc->n_heads, KV_SPAN_INCLUDES_SINK, err);
+    int rc = engine_plan_open(&e->plan, config, &e->model_config, &e->env.shape, e->env.max_seq_len,
+                              err);
 
-    if (rc < 0)
-        return rc;
-    for (int layer = 0; layer < mc->n_layers; layer++) {
-        if (mc->window[layer] < KV_WINDOW_ALL)
-            plan_set_window(e->plan, layer, mc->window[layer]);
-    }
     e->env.plan = e->plan;
-    return 0;
+    return rc;
 }
 
 static int open_backend(struct engine *e, const struct config *config, struct err *err)
@@ -91,7 +110,7 @@ static int open_backend(struct engine *e, const struct config *config, struct er
     const struct model_config *mc = &e->model_config;
     struct backend_params params = {
         .device = config->device,
-        .dtype = dtype_of(config, mc),
+        .dtype = engine_dtype(config, mc),
         .n_threads = config->threads,
         .pin_threads = config->pin_threads,
         .max_rows = config->max_batch + config->chunk_tokens,
@@ -118,7 +137,7 @@ static int open_model(struct engine *e, const struct config *config, struct err 
         .dir = config->model,
         .random_weights = config->weights == CONFIG_WEIGHTS_RANDOM,
         .seed = (uint64_t)config->weights_seed,
-        .dtype = dtype_of(config, &e->model_config),
+        .dtype = engine_dtype(config, &e->model_config),
         .max_rows = config->max_batch + config->chunk_tokens,
         .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
         .progress = on_load,
@@ -152,8 +171,7 @@ static int open_text(struct engine *e, const struct config *config, struct err *
     return 0;
 }
 
-/* MemAvailable of /proc/meminfo; 0 when it cannot be read. */
-static int64_t host_bytes_free(void)
+int64_t engine_host_bytes_free(void)
 {
     FILE *f = fopen("/proc/meminfo", "r");
     long long kib = 0;
@@ -177,7 +195,7 @@ static int64_t pool_bytes(const struct engine *e, const struct config *config)
     if (config->kv_memory)
         return config->kv_memory;
     if (strcmp(e->be->ops->name, "cpu") == 0 || device_free == 0)
-        return host_bytes_free() / 2;
+        return engine_host_bytes_free() / 2;
     /* The fraction is of all the memory; what the model took is part of it. */
     used = (double)model_weight_bytes(e->model) + (double)model_buffer_bytes(e->model);
     return (int64_t)(config->gpu_memory_fraction * (used + (double)device_free) - used);
@@ -192,8 +210,7 @@ static int64_t pages_at(const struct engine *e, int n, int64_t *bytes, struct er
     struct kv_need need = {0};
 
     if (geom && window) {
-        kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : n,
-                           e->env.convention, geom, window);
+        plan_geometry(e->plan, n, geom, window);
         kv_need_init(&need, shape, geom, window, n);
     } else {
         err_set(err, ERR_NO_ROOM, "no memory for the geometry of %d heads", kv_shape_heads(shape));
@@ -276,11 +293,15 @@ static int open_queues(struct engine *e, const struct config *config, struct err
     return ring_queue_init(&e->inbox, sizeof(struct request *), (size_t)live->n_max, err);
 }
 
-/* The last part of a path, whatever slashes end it. */
-static void name_from_path(char *out, size_t out_bytes, const char *path)
+void engine_model_name(char *out, size_t out_bytes, const struct config *config)
 {
+    const char *path = config->model;
     size_t len = strlen(path), at;
 
+    if (*config->served_model_name) {
+        snprintf(out, out_bytes, "%s", config->served_model_name);
+        return;
+    }
     while (len > 1 && path[len - 1] == '/')
         len--;
     at = len;
@@ -305,15 +326,12 @@ static void fill_info(struct engine *e, const struct config *config)
 {
     const struct model_config *mc = &e->model_config;
     bool by_model = config->sampling_defaults == CONFIG_SAMPLING_DEFAULTS_MODEL;
-    enum dtype dtype = dtype_of(config, mc);
+    enum dtype dtype = engine_dtype(config, mc);
     uint64_t h = 14695981039346656037u;
     char path[4200];
     struct stat st;
 
-    if (*config->served_model_name)
-        snprintf(e->served_name, sizeof(e->served_name), "%s", config->served_model_name);
-    else
-        name_from_path(e->served_name, sizeof(e->served_name), config->model);
+    engine_model_name(e->served_name, sizeof(e->served_name), config);
     h = fnv1a(h, e->served_name);
     h = fnv1a(h, build_commit());
     h = fnv1a(h, e->plan->name);
@@ -321,11 +339,13 @@ static void fill_info(struct engine *e, const struct config *config)
     h = fnv1a(h, dtype_name(dtype));
     snprintf(e->fingerprint, sizeof(e->fingerprint), "fp_%010llx",
              (unsigned long long)(h & 0xffffffffffull));
+    plan_describe(e->plan, e->env.max_seq_len, &e->plan_json);
     snprintf(path, sizeof(path), "%s/config.json", config->model);
     e->info = (struct engine_info){
         .model_id = e->served_name,
         .model_type = mc->model_type,
         .plan = e->plan->name,
+        .plan_json = e->plan_json.buf,
         .device = e->be->description,
         .dtype = dtype_name(dtype),
         .fingerprint = e->fingerprint,
@@ -374,7 +394,7 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
                                      .n_kv_heads = mc->n_kv_heads,
                                      .head_dim = mc->head_dim,
                                      .page_entries = config->page_entries,
-                                     .dtype = dtype_of(config, mc)};
+                                     .dtype = engine_dtype(config, mc)};
     rc = open_plan(e, config, err);
     if (rc == 0)
         rc = open_text(e, config, err);
@@ -415,4 +435,5 @@ void engine_parts_close(struct engine *e)
     chat_template_free(e->chat_template);
     tokenizer_free(e->tokenizer);
     plan_free(e->plan);
+    strbuf_release(&e->plan_json);
 }

@@ -5,6 +5,7 @@
 #define ENGINE_STATE_H
 
 #include "base/ring_queue.h"
+#include "base/strbuf.h"
 #include "engine/batch.h"
 #include "engine/engine.h"
 #include "engine/kv/kv_memory.h"
@@ -45,6 +46,7 @@ struct engine {
     char served_name[256], fingerprint[32];
     struct model_config model_config;
     struct plan *plan;
+    struct strbuf plan_json;
     struct tokenizer *tokenizer;
     struct chat_template *chat_template; /* NULL: template_err says why */
     struct err template_err;

@@ -219,8 +219,7 @@ static int geometry_init(struct request *r, struct err *err)
 
     if (!geom || !window)
         return no_room(err);
-    kv_layout_geometry(shape, env->plan->rules, env->plan_length ? env->plan_length : n_limit,
-                       env->convention, geom, window);
+    plan_geometry(env->plan, n_limit, geom, window);
     kv_need_init(&r->seq.need, shape, geom, window, n_limit);
     return 0;
 }

@@ -33,8 +33,6 @@ struct request_env {
     const struct tokenizer *tokenizer; /* NULL: there is no text */
     const struct plan *plan;
     struct kv_shape shape;
-    enum kv_convention convention;
-    int plan_length; /* spans are computed for it; 0: for each request's own length */
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
     int n_eos;

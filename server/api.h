@@ -19,5 +19,6 @@ void api_metrics(struct exchange *ex);
 void api_debug_state(struct exchange *ex);
 void api_debug_kv(struct exchange *ex);
 void api_debug_kv_slot(struct exchange *ex);
+void api_debug_plan(struct exchange *ex);
 
 #endif

@@ -55,6 +55,16 @@ void api_debug_kv(struct exchange *ex)
     reply(ex, engine_dump_kv(ex->server->engine, -1, &body, &err), &body, &err);
 }
 
+void api_debug_plan(struct exchange *ex)
+{
+    struct strbuf body = STRBUF_INIT;
+    struct err err = {0};
+    int n_tokens = *ex->match.rest ? number_behind(ex) : 0;
+    int rc = engine_dump_plan(ex->server->engine, n_tokens, &body, &err);
+
+    reply(ex, rc, &body, &err);
+}
+
 void api_debug_kv_slot(struct exchange *ex)
 {
     struct strbuf body = STRBUF_INIT;

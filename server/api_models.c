@@ -23,7 +23,7 @@ static void write_model(const struct http_server *s, struct strbuf *out)
     strbuf_addf(out, "\"n_vocab\":%d,\"n_params\":%lld,\"size\":%lld,\"plan\":", i->vocab_size,
                 (long long)i->n_params, (long long)i->weight_bytes);
     strbuf_add_json(out, i->plan ? i->plan : "", i->plan ? strlen(i->plan) : 0);
-    strbuf_addstr(out, "}}");
+    strbuf_addf(out, ",\"spans\":%s}}", i->plan_json ? i->plan_json : "null");
 }
 
 void api_models(struct exchange *ex)

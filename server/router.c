@@ -25,6 +25,8 @@ static const struct route routes[] = {
     {"/debug/state", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_state},
     {"/debug/kv", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_kv},
     {"/debug/kv/", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_kv_slot},
+    {"/debug/plan", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_plan},
+    {"/debug/plan/", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_plan},
 };
 
 #define N_ROUTES ((int)(sizeof(routes) / sizeof(routes[0])))

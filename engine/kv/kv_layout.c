@@ -75,6 +75,14 @@ int64_t kv_rule_tokens(const struct kv_rule *rule, int n, enum kv_convention con
     return span_tokens(kv_rule_span(rule, n, convention), n);
 }
 
+void kv_geom_merge(struct kv_geom *g, struct kv_span span)
+{
+    g->ring = max32(g->ring, span.ring);
+    g->n_sink = max32(g->n_sink, span.n_sink);
+    if (span.mask == KV_MASK_BLOCK)
+        g->mask = KV_MASK_BLOCK;
+}
+
 void kv_layout_geometry(const struct kv_shape *shape, const struct kv_rule *rules, int n,
                         enum kv_convention convention, struct kv_geom *geom, int32_t *window)
 {
@@ -89,10 +97,7 @@ void kv_layout_geometry(const struct kv_shape *shape, const struct kv_rule *rule
                 struct kv_span span = kv_rule_span(&rules[at], n, convention);
 
                 window[at] = span.window;
-                g.ring = max32(g.ring, span.ring);
-                g.n_sink = max32(g.n_sink, span.n_sink);
-                if (span.mask == KV_MASK_BLOCK)
-                    g.mask = KV_MASK_BLOCK;
+                kv_geom_merge(&g, span);
             }
             geom[(int64_t)layer * shape->n_kv_heads + kv_head] = g;
         }

@@ -55,6 +55,9 @@ struct kv_span kv_rule_span(const struct kv_rule *rule, int n, enum kv_conventio
 /* Tokens that a rule keeps of n, in the unit of the published totals: rounded to 64, dense too. */
 int64_t kv_rule_tokens(const struct kv_rule *rule, int n, enum kv_convention convention);
 
+/* Widens a KV head's geometry to hold what one of its query heads keeps; g starts out zeroed. */
+void kv_geom_merge(struct kv_geom *g, struct kv_span span);
+
 /*
  * Spans of all heads at length n. rules [n_layers, n_heads]; geom [n_layers, n_kv_heads] gets the
  * groups' maxima, window [n_layers, n_heads] each query head's own.

@@ -167,8 +167,7 @@ static double kv_bytes_at(const struct engine *e, int n, int pos)
 
     if (!geom || !window)
         abort();
-    kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : n,
-                       e->env.convention, geom, window);
+    plan_geometry(e->plan, n, geom, window);
     for (int i = 0; i < n_heads; i++)
         keys += (double)kv_geom_keys_read(geom[i], pos);
     free(geom);
@@ -305,8 +304,7 @@ static int max_batch_at(const struct engine *e, int context)
 
     if (!geom || !window)
         abort();
-    kv_layout_geometry(shape, e->plan->rules, e->env.plan_length ? e->env.plan_length : context,
-                       e->env.convention, geom, window);
+    plan_geometry(e->plan, context, geom, window);
     kv_need_init(&need, shape, geom, window, context);
     free(geom);
     free(window);

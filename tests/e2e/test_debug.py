@@ -66,3 +66,45 @@ def test_an_empty_slot_is_not_found(debugged, path):
     debugged.wait_idle()
     status, answer = debug(debugged, path)
     assert status == 404 and "slot" in answer["error"]["message"]
+
+
+def test_plan_shows_every_head(debugged):
+    status, plan = debug(debugged, "/debug/plan")
+    assert status == 200 and plan["kind"] == "uniform" and plan["n"] == 8192
+    assert plan["density_kv"] == 0.5 and plan["length"] == "request"
+    assert plan["rules"] == [[[0, 0.5]] * 8] * 8
+    assert plan["tokens_kv_heads"] == [[4096] * 4] * 8
+    status, plan = debug(debugged, "/debug/plan/1000")
+    assert status == 200 and plan["tokens_query_heads"] == [[512] * 8] * 8
+    for path in ("/debug/plan/8193", "/debug/plan/x", "/debug/plan/-5"):
+        assert debug(debugged, path)[0] == 404
+
+
+def test_models_say_which_plan_runs(debugged):
+    meta = json.loads(debugged.get("/v1/models")[2])["data"][0]["meta"]
+    assert meta["plan"] == "uniform:0.5"
+    assert meta["spans"]["kind"] == "uniform" and meta["spans"]["density_kv"] == 0.5
+    assert meta["spans"]["span_includes_sink"] is True
+
+
+def test_a_request_cannot_choose_its_plan(debugged):
+    """Whatever it says: the field is not OpenAI's, and the spans stay those of the config."""
+    debugged.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 2, "plan": "dense"})
+    assert json.loads(debugged.get("/v1/models")[2])["data"][0]["meta"]["plan"] == "uniform:0.5"
+
+
+def test_a_request_over_the_pool_is_refused_with_the_numbers():
+    """1 MiB is 64 pages of 16 KiB, two for each of 32 heads: a half of 257 tokens, rounded down."""
+    d = Daemon("--plan", "uniform:0.5", "--kv-memory", "1MiB", "--served-model-name", "m")
+    try:
+        status, answer = d.post("/v1/completions", {"model": "m", "prompt": [5] * 200,
+                                                    "max_tokens": 57})
+        assert status == 200 and answer["usage"]["total_tokens"] <= 257
+        status, answer = d.post("/v1/completions", {"model": "m", "prompt": [5] * 200,
+                                                    "max_tokens": 58, "ignore_eos": True})
+        assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+        assert answer["error"]["message"].startswith(
+            "258 tokens take 96 pages of 16384 bytes, and the key-value pool has 64")
+        d.wait_idle()
+    finally:
+        assert d.stop() == 0

@@ -72,7 +72,9 @@ static int inspect(const char *flag, const char *value, int n_tokens, struct str
         config_load(&config, &(struct config_sources){.argc = flag ? 6 : 4, .argv = argv}, err);
 
     if (rc == 0)
-        rc = engine_inspect(&config, true, n_tokens, out, err);
+        rc = engine_inspect(&config,
+                            &(struct engine_inspect){.form = INSPECT_JSON, .n_tokens = n_tokens},
+                            out, err);
     config_release(&config);
     return rc;
 }

@@ -26,7 +26,9 @@ static void fake_free(struct backend *be, void *ptr)
 static const struct backend_ops fake_ops = {.name = "fake", .alloc = fake_alloc, .free = fake_free};
 static struct backend fake = {.ops = &fake_ops};
 static struct kv_rule rules[2] = {{.kind = KV_RULE_DENSE}, {.kind = KV_RULE_DENSE}};
-static struct plan plan = {.n_layers = 1, .n_heads = 2, .rules = rules};
+static int32_t windows[1] = {KV_WINDOW_ALL};
+static struct plan plan = {
+    .shape = {.n_layers = 1, .n_heads = 2, .n_kv_heads = 1}, .rules = rules, .windows = windows};
 static const int eos[] = {7, 9};
 static struct request_env env;
 static struct sampler sampler;
