@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MIN_DECODE      256 /* decode rows that any step may have, logits or not */
 #define MAX_SAMPLE_CTAS 128 /* rows that are sampled at once; about one an SM */
 
 int cuda_fail(struct err *err, cudaError_t code, const char *what)
@@ -97,30 +98,90 @@ static int op_embed(struct backend *be, const struct embed_args *a, struct err *
     double row = (double)a->table->n_in * dtype_bytes(a->table->dtype);
 
     count(of(be), OP_EMBED, 2 * row * a->batch->n_rows, 0);
+    of(be)->gained_by = NULL;
     return embed_launch(of(be), a, err);
 }
 
-/* out = x w^T for all rows of a step: x and out [n_rows, *]. */
-static int project(struct cuda_backend *cb, const struct step_batch *b, const void *x,
-                   const struct weight *w, const struct weight *bias, void *out,
-                   enum gemm_epilogue epilogue, struct err *err)
+/* Decode and logit rows: Hopper's product where there is one, with all that can be fused. */
+static int project_few(struct cuda_backend *cb, struct gemm_args *g, struct err *err)
 {
-    struct gemm_args decode = {
-        .x = x, .n_rows = b->n_decode, .w = w, .bias = bias, .out = out, .epilogue = epilogue};
-    struct gemm_args prompt = {.x = row_at(cb, x, b->n_decode, w->n_in),
-                               .n_rows = b->n_rows - b->n_decode,
-                               .w = w,
-                               .out = row_at(cb, out, b->n_decode, w->n_out),
-                               .epilogue = epilogue};
-    int rc = gemm_stream_launch(cb, &decode, err);
+    if (g->n_rows == 0)
+        return 0;
+    return cb->gemm_hopper ? cb->gemm_hopper(cb, g, err) : gemm_stream_launch(cb, g, err);
+}
 
-    return rc < 0 ? rc : cuda_blas_gemm(cb, &prompt, err);
+/*
+ * The normed decode rows as g's x: begun by the product before, to be scaled behind this one, or
+ * made here.
+ */
+static int norm_few(struct cuda_backend *cb, const struct norm_args *norm, int dim, const void *x,
+                    struct gemm_args *g, struct err *err)
+{
+    if (cb->gained_by == norm->gain) {
+        g->x = cb->gained;
+        g->norm_in = norm;
+        return 0;
+    }
+    g->x = cb->scratch_norm;
+    return norm_launch(cb, norm, dim, x, NULL, g->n_rows, cb->scratch_norm, err);
+}
+
+/* Of a residual product: can it leave the next norm's rows behind, and if so it is told to. */
+static void begin_norm(struct cuda_backend *cb, struct gemm_args *g, const struct norm_args *next)
+{
+    /* Before they are scaled the rows may not fit f16's range. */
+    bool can = cb->gemm_hopper && cb->base.act_dtype == DTYPE_BF16 && next->gain &&
+               next->kind == NORM_RMS && g->n_rows > 0;
+
+    g->norm_out = can ? next : NULL;
+    cb->gained_by = can ? next->gain : NULL;
+}
+
+/* Prompt rows of out = x w^T. */
+static int project_prompt(struct cuda_backend *cb, const struct step_batch *b, const void *x,
+                          const struct weight *w, void *out, enum gemm_epilogue epilogue,
+                          struct err *err)
+{
+    struct gemm_args g = {.x = row_at(cb, x, b->n_decode, w->n_in),
+                          .n_rows = b->n_rows - b->n_decode,
+                          .w = w,
+                          .out = row_at(cb, out, b->n_decode, w->n_out),
+                          .epilogue = epilogue};
+
+    return cuda_blas_gemm(cb, &g, err);
+}
+
+static int norm_prompt(struct cuda_backend *cb, const struct step_batch *b,
+                       const struct norm_args *norm, int dim, const void *x, struct err *err)
+{
+    return norm_launch(cb, norm, dim, row_at(cb, x, b->n_decode, dim), NULL,
+                       b->n_rows - b->n_decode, row_at(cb, cb->scratch_norm, b->n_decode, dim),
+                       err);
+}
+
+/* Decode rows; *row0 is the first row that rope is still to be done for. */
+static int attn_in_few(struct cuda_backend *cb, const struct attn_in_args *a, int *row0,
+                       struct err *err)
+{
+    /* Without fusion the bias is added by rope, in f32. */
+    bool fused =
+        cb->gemm_hopper && a->rope_dim == a->head_dim && (a->head_dim == 64 || a->head_dim == 128);
+    struct gemm_args g = {.n_rows = a->batch->n_decode,
+                          .w = a->wqkv,
+                          .bias = fused ? a->bqkv : NULL,
+                          .out = cb->scratch_wide,
+                          .epilogue = fused ? GEMM_ROPE : GEMM_STORE,
+                          .attn_in = fused ? a : NULL};
+    int rc = norm_few(cb, &a->norm, a->dim, a->x, &g, err);
+
+    *row0 = fused ? a->batch->n_decode : 0;
+    return rc < 0 ? rc : project_few(cb, &g, err);
 }
 
 static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct err *err)
 {
     struct cuda_backend *cb = of(be);
-    int rc = cuda_check_matrix(cb, a->wqkv, "wqkv", err);
+    int row0 = 0, rc = cuda_check_matrix(cb, a->wqkv, "wqkv", err);
 
     count(cb, OP_ATTN_IN, 0, 0);
     count_product(cb, OP_ATTN_IN, a->wqkv, a->batch);
@@ -131,12 +192,14 @@ static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct e
     if (rc == 0)
         rc = check_fits(cb, a->batch->n_rows, a->wqkv->n_out, "attn_in", err);
     if (rc == 0)
-        rc = norm_launch(cb, &a->norm, a->dim, a->x, NULL, a->batch->n_rows, cb->scratch_norm, err);
-    if (rc == 0) /* the bias is added by rope, in f32 */
-        rc = project(cb, a->batch, cb->scratch_norm, a->wqkv, NULL, cb->scratch_wide, GEMM_STORE,
-                     err);
+        rc = attn_in_few(cb, a, &row0, err);
     if (rc == 0)
-        rc = rope_launch(cb, a, cb->scratch_wide, err);
+        rc = norm_prompt(cb, a->batch, &a->norm, a->dim, a->x, err);
+    if (rc == 0)
+        rc = project_prompt(cb, a->batch, cb->scratch_norm, a->wqkv, cb->scratch_wide, GEMM_STORE,
+                            err);
+    if (rc == 0)
+        rc = rope_launch(cb, a, cb->scratch_wide, row0, err);
     return rc;
 }
 
@@ -169,23 +232,31 @@ static int op_attn_out(struct backend *be, const struct attn_out_args *a, struct
 {
     struct cuda_backend *cb = of(be);
     const struct step_batch *b = a->batch;
+    struct gemm_args few = {.x = a->a,
+                            .n_rows = b->n_decode,
+                            .w = a->wo,
+                            .bias = a->bo,
+                            .out = a->x,
+                            .epilogue = GEMM_RESIDUAL};
     int rc = cuda_check_matrix(cb, a->wo, "wo", err);
 
     count(cb, OP_ATTN_OUT, 0, 0);
     count_product(cb, OP_ATTN_OUT, a->wo, b);
+    begin_norm(cb, &few, &a->next_norm);
+    if (rc == 0)
+        rc = project_few(cb, &few, err);
     if (rc == 0)
         rc = add_bias_launch(cb, row_at(cb, a->x, b->n_decode, a->dim), b->n_rows - b->n_decode,
                              a->dim, a->bo, err);
     if (rc == 0)
-        rc = project(cb, b, a->a, a->wo, a->bo, a->x, GEMM_RESIDUAL, err);
+        rc = project_prompt(cb, b, a->a, a->wo, a->x, GEMM_RESIDUAL, err);
     return rc;
 }
 
 /* Activation and bias happen in the epilogue; scratch_wide holds the inner rows. */
-static int ffn_decode(struct cuda_backend *cb, const struct ffn_args *a, struct err *err)
+static int ffn_few(struct cuda_backend *cb, const struct ffn_args *a, struct err *err)
 {
-    struct gemm_args in = {.x = cb->scratch_norm,
-                           .n_rows = a->batch->n_decode,
+    struct gemm_args in = {.n_rows = a->batch->n_decode,
                            .w = a->w_in,
                            .bias = a->b_in,
                            .out = cb->scratch_wide,
@@ -197,9 +268,12 @@ static int ffn_decode(struct cuda_backend *cb, const struct ffn_args *a, struct 
                              .bias = a->b_down,
                              .out = a->x,
                              .epilogue = GEMM_RESIDUAL};
-    int rc = gemm_stream_launch(cb, &in, err);
+    int rc = norm_few(cb, &a->norm, a->dim, a->x, &in, err);
 
-    return rc < 0 ? rc : gemm_stream_launch(cb, &down, err);
+    if (rc == 0)
+        rc = project_few(cb, &in, err);
+    begin_norm(cb, &down, &a->next_norm);
+    return rc < 0 ? rc : project_few(cb, &down, err);
 }
 
 /* scratch_wide holds gate and up; the inner rows take the place of the normed ones. */
@@ -238,9 +312,9 @@ static int op_ffn(struct backend *be, const struct ffn_args *a, struct err *err)
     if (rc == 0)
         rc = check_fits(cb, a->batch->n_rows, a->dim, "ffn", err);
     if (rc == 0)
-        rc = norm_launch(cb, &a->norm, a->dim, a->x, NULL, a->batch->n_rows, cb->scratch_norm, err);
+        rc = ffn_few(cb, a, err);
     if (rc == 0)
-        rc = ffn_decode(cb, a, err);
+        rc = norm_prompt(cb, a->batch, &a->norm, a->dim, a->x, err);
     if (rc == 0)
         rc = ffn_prompt(cb, a, err);
     return rc;
@@ -259,7 +333,7 @@ static int op_logits(struct backend *be, const struct logits_args *a, struct err
         rc = check_fits(cb, n, a->dim, "logits", err);
     if (rc == 0)
         rc = norm_launch(cb, &a->norm, a->dim, a->x, a->batch->logit_row, n, cb->scratch_norm, err);
-    return rc < 0 ? rc : gemm_stream_launch(cb, &head, err);
+    return rc < 0 ? rc : project_few(cb, &head, err);
 }
 
 static int op_sample(struct backend *be, const struct sample_args *a, struct err *err)
@@ -281,9 +355,13 @@ static int step_begin(struct backend *be, const struct step_batch *batch, struct
     if (batch->n_rows > cb->params.max_rows || batch->n_logits > cb->params.max_logits)
         return err_set(err, ERR_INVALID, "step of %d rows and %d logits, opened for %d and %d",
                        batch->n_rows, batch->n_logits, cb->params.max_rows, cb->params.max_logits);
+    if (batch->n_decode > cb->max_decode)
+        return err_set(err, ERR_INVALID, "step of %d decode rows, opened for %d", batch->n_decode,
+                       cb->max_decode);
     CUDA_TRY(err, cudaSetDevice(cb->device)); /* the thread that opened may be another one */
     cb->in_step = true;
     cb->plan.valid = false;
+    cb->gained_by = NULL;
     return 0;
 }
 
@@ -311,6 +389,10 @@ static void backend_close(struct backend *be)
     cudaFree(cb->sample_rows);
     cudaFree(cb->attn_state);
     cudaFree(cb->attn_next);
+    cudaFree(cb->gemm_parts);
+    cudaFree(cb->gemm_arrived);
+    cudaFree(cb->gained);
+    cudaFree(cb->sum_sq);
     cudaFree(cb->plan.first);
     cudaFree(cb->plan.arrived);
     for (int i = 0; i < 2; i++) {
@@ -419,6 +501,9 @@ static int scratch_open(struct cuda_backend *cb, struct err *err)
     size_t row = (size_t)p->max_dim * dtype_bytes(cb->base.act_dtype);
     int n_norm = p->max_rows > p->max_logits ? p->max_rows : p->max_logits;
 
+    /* Whoever decodes may sample, so there are not more decode rows than logit rows. */
+    cb->max_decode = p->max_logits > MIN_DECODE ? p->max_logits : MIN_DECODE;
+    cb->max_decode = cb->max_decode < p->max_rows ? cb->max_decode : p->max_rows;
     cb->n_sample_ctas = p->max_logits < MAX_SAMPLE_CTAS ? p->max_logits : MAX_SAMPLE_CTAS;
     CUDA_TRY(err, cudaMalloc(&cb->scratch_norm, n_norm * row));
     CUDA_TRY(err, cudaMalloc(&cb->scratch_wide, p->max_rows * row));
@@ -458,6 +543,8 @@ int cuda_backend_open(struct backend **out, const struct backend_params *params,
         rc = device_open(cb, err);
     if (rc == 0)
         rc = scratch_open(cb, err);
+    if (rc == 0)
+        rc = cuda_hopper_open(cb, err);
     if (rc == 0)
         rc = cuda_blas_open(&cb->blas, cb, err);
     if (rc < 0)

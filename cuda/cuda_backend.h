@@ -21,6 +21,7 @@ extern "C" {
 #endif
 
 struct cuda_blas;
+struct gemm_args;
 
 #define CUDA_STAGING_BYTES                                                                         \
     ((size_t)32 << 20)                       /* of each of two pinned buffers: 1 ms of PCIe 4 x16 */
@@ -48,7 +49,16 @@ struct cuda_backend {
     int32_t *attn_next; /* [2] counters of the attention kernel, zero between launches */
     struct attn_plan plan;
     struct cuda_blas *blas;
-    void *staging[2]; /* pinned, CUDA_STAGING_BYTES each */
+    /* Hopper's products of few rows; NULL elsewhere and in f32. See gemm_wgmma.cu. */
+    int (*gemm_hopper)(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
+    void *tensor_map_encode; /* cuTensorMapEncodeTiled */
+    float *gemm_parts;       /* sums of tiles that several CTAs share */
+    int32_t *gemm_arrived;   /* [GEMM_MAX_TILES] zero between launches */
+    void *gained;            /* [max_decode, max_dim] residual rows times the next norm's gain */
+    float *sum_sq;           /* [max_dim / 128, max_decode] their sums of squares */
+    int max_decode;          /* decode rows of a step */
+    const struct weight *gained_by; /* the gain that `gained` was made with; NULL: there is none */
+    void *staging[2];               /* pinned, CUDA_STAGING_BYTES each */
     cudaEvent_t staging_free[2];
     bool in_step;
     bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */
@@ -94,8 +104,12 @@ enum gemm_epilogue {
     GEMM_RESIDUAL, /* out += acc + bias */
     GEMM_ACT,      /* out = act(acc + bias) */
     GEMM_GATED,    /* out = act(gate) * up; w holds gate rows, then as many up rows */
-    GEMM_F32       /* out is f32: acc + bias */
+    GEMM_F32,      /* out is f32: acc + bias */
+    GEMM_ROPE      /* gemm_hopper: what rope_launch() does with a decode row */
 };
+
+#define GEMM_MAX_ROWS  256  /* of one gemm_hopper launch; more rows are several */
+#define GEMM_MAX_TILES 8192 /* of 128 outputs: a vocabulary of a million */
 
 /* out[r, o] = sum_i x[r, i] w[o, i], then the epilogue. */
 struct gemm_args {
@@ -106,6 +120,10 @@ struct gemm_args {
     void *out;                 /* [n_rows, n_out], GEMM_GATED [n_rows, n_out / 2] */
     enum gemm_epilogue epilogue;
     enum act_kind act;
+    /* gemm_hopper only, each may be NULL. */
+    const struct norm_args *norm_in;    /* x is cb->gained: rows are scaled as sum_sq says */
+    const struct norm_args *norm_out;   /* GEMM_RESIDUAL leaves gained and sum_sq for this norm */
+    const struct attn_in_args *attn_in; /* GEMM_ROPE */
 };
 
 /* Prompt rows: GEMM_STORE and GEMM_RESIDUAL without bias. One algorithm a shape, no split-K. */
@@ -113,12 +131,15 @@ int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct er
 /* Decode and logit rows: K is cut by the shape alone, so a row's bits do not depend on n_rows. */
 int gemm_stream_launch(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
 
+/* Sets gemm_hopper and its memory, where the GPU has what it takes. */
+int cuda_hopper_open(struct cuda_backend *cb, struct err *err);
+
 /* out[r] = norm(x[rows ? rows[r] : r]) */
 int norm_launch(struct cuda_backend *cb, const struct norm_args *norm, int dim, const void *x,
                 const int32_t *rows, int n_rows, void *out, struct err *err);
 int embed_launch(struct cuda_backend *cb, const struct embed_args *a, struct err *err);
-/* qkv [n_rows, (n_heads + 2 n_kv_heads) head_dim] to q, pages and chunk buffers. */
-int rope_launch(struct cuda_backend *cb, const struct attn_in_args *a, const void *qkv,
+/* Rows row0.. of qkv [n_rows, (n_heads + 2 n_kv_heads) head_dim] to q, pages and chunk buffers. */
+int rope_launch(struct cuda_backend *cb, const struct attn_in_args *a, const void *qkv, int row0,
                 struct err *err);
 /* out[r, i] = act(in[r, i] + b) * (in[r, ffn_dim + i] + b), ungated: act(in[r, i] + b) */
 int ffn_act_launch(struct cuda_backend *cb, const struct ffn_args *a, const void *in, int n_rows,

@@ -12,6 +12,7 @@
  */
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
+#include "cuda/launch.cuh"
 
 #define NORM_THREADS 256
 #define NORM_WARPS   (NORM_THREADS / WARP_LANES)
@@ -32,10 +33,15 @@ static __global__ void __launch_bounds__(NORM_THREADS)
     norm_kernel(const __grid_constant__ norm_kernel_args<T> a)
 {
     __shared__ float sums[NORM_WARPS];
-    int64_t row = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
-    const T *x = a.x + row * a.dim;
     T *out = a.out + (int64_t)blockIdx.x * a.dim;
     float mean = 0, sum = 0, scale, v[8], g[8];
+    int64_t row;
+    const T *x;
+
+    grid_wait();
+    grid_launch_next();
+    row = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
+    x = a.x + row * a.dim;
 
     if (a.centre) {
         for (int i = threadIdx.x * 8; i < a.dim; i += NORM_THREADS * 8) {
@@ -67,8 +73,8 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 }
 
 template <typename T>
-static void norm_start(struct cuda_backend *cb, const struct norm_args *norm, int dim,
-                       const void *x, const int32_t *rows, int n_rows, void *out)
+static int norm_start(struct cuda_backend *cb, const struct norm_args *norm, int dim, const void *x,
+                      const int32_t *rows, int n_rows, void *out, struct err *err)
 {
     struct norm_kernel_args<T> k = {
     };
@@ -81,7 +87,8 @@ static void norm_start(struct cuda_backend *cb, const struct norm_args *norm, in
     k.dim = dim;
     k.centre = norm->kind == NORM_LAYER;
     k.eps = norm->eps;
-    norm_kernel<T><<<n_rows, NORM_THREADS, 0, cb->stream>>>(k);
+    return launch_overlapped(cb, "norm", norm_kernel<T>, dim3(n_rows), dim3(NORM_THREADS), 0, err,
+                             k);
 }
 
 int norm_launch(struct cuda_backend *cb, const struct norm_args *norm, int dim, const void *x,
@@ -95,14 +102,11 @@ int norm_launch(struct cuda_backend *cb, const struct norm_args *norm, int dim, 
         return err_set(err, ERR_UNSUPPORTED, "norm: gain and bias must be f32");
     switch (cb->base.act_dtype) {
     case DTYPE_F32:
-        norm_start<float>(cb, norm, dim, x, rows, n_rows, out);
-        break;
+        return norm_start<float>(cb, norm, dim, x, rows, n_rows, out, err);
     case DTYPE_BF16:
-        norm_start<__nv_bfloat16>(cb, norm, dim, x, rows, n_rows, out);
-        break;
+        return norm_start<__nv_bfloat16>(cb, norm, dim, x, rows, n_rows, out, err);
     case DTYPE_F16:
-        norm_start<__half>(cb, norm, dim, x, rows, n_rows, out);
-        break;
+        return norm_start<__half>(cb, norm, dim, x, rows, n_rows, out, err);
     }
-    return cuda_launched(cb, "norm", err);
+    return 0;
 }

@@ -12,7 +12,7 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
-#if __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* the host's pass must find the names */
 #define HAS_BULK_COPY 1
 #else
 #define HAS_BULK_COPY 0
@@ -106,6 +106,14 @@ __device__ __forceinline__ uint64_t policy_evict_first()
     uint64_t policy;
 
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ uint64_t policy_evict_last()
+{
+    uint64_t policy;
+
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 #endif

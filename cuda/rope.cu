@@ -13,6 +13,8 @@
  */
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
+#include "cuda/kv_entry.cuh"
+#include "cuda/launch.cuh"
 
 #define ROPE_WARPS    4
 #define ROPE_MAX_HEAD 256
@@ -22,12 +24,11 @@ template <typename T> struct rope_kernel_args {
     const float *bias;            /* [(n_heads + 2 n_kv_heads) head_dim] or NULL */
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
     const float *inv_freq;        /* row stride inv_freq_stride */
-    T *q, *k_chunk, *v_chunk, *pages;
+    T *q, *k_chunk, *v_chunk;
+    kv_pages<T> kv;
     const int32_t *pos, *slot; /* [n_rows] */
-    const int32_t *page_table, *head_base;
-    const struct kv_geom *geom;
-    int64_t page_elems, n_units;
-    int n_decode, layer, n_layers, n_heads, n_kv_heads, head_dim, page_entries;
+    int64_t n_units;           /* (row, head) pairs from row0 on */
+    int row0, n_decode, n_heads;
     int rope_dim, inv_freq_stride;
     float qk_norm_eps, rope_scale;
 };
@@ -36,19 +37,10 @@ template <typename T> struct rope_kernel_args {
 template <typename T>
 static __device__ T *kv_place(const rope_kernel_args<T> &a, int row, int head, bool is_v)
 {
-    int64_t geom_at;
-    int index, page;
-    struct kv_geom g;
-
     if (row >= a.n_decode)
         return (is_v ? a.v_chunk : a.k_chunk) +
-               ((int64_t)(row - a.n_decode) * a.n_kv_heads + head) * a.head_dim;
-    geom_at = ((int64_t)a.slot[row] * a.n_layers + a.layer) * a.n_kv_heads + head;
-    g = a.geom[geom_at];
-    index = kv_index_of(g, a.pos[row]);
-    page = a.page_table[a.head_base[geom_at] + index / a.page_entries];
-    return a.pages + page * a.page_elems +
-           (int64_t)(index % a.page_entries + (is_v ? a.page_entries : 0)) * a.head_dim;
+               ((int64_t)(row - a.n_decode) * a.kv.n_kv_heads + head) * a.kv.head_dim;
+    return kv_entry(a.kv, a.slot[row], a.pos[row], head, is_v);
 }
 
 /* warp -> (row, head of q, k or v) */
@@ -59,36 +51,38 @@ static __global__ void __launch_bounds__(ROPE_WARPS *WARP_LANES)
     __shared__ float heads[ROPE_WARPS][ROPE_MAX_HEAD];
     int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
     int64_t unit = (int64_t)blockIdx.x * ROPE_WARPS + warp;
-    int n_all = a.n_heads + 2 * a.n_kv_heads;
-    int row = (int)(unit / n_all), head = (int)(unit % n_all), half = a.rope_dim / 2;
-    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.n_kv_heads;
+    int n_kv_heads = a.kv.n_kv_heads, head_dim = a.kv.head_dim, n_all = a.n_heads + 2 * n_kv_heads;
+    int row = a.row0 + (int)(unit / n_all), head = (int)(unit % n_all), half = a.rope_dim / 2;
+    bool is_q = head < a.n_heads, is_v = head >= a.n_heads + n_kv_heads;
     const float *gain = is_q ? a.q_norm : is_v ? NULL : a.k_norm;
     float *buf = heads[warp], sum = 0, pos;
     T *out;
 
+    grid_wait();
+    grid_launch_next();
     if (unit >= a.n_units)
         return;
-    for (int d = lane; d < a.head_dim; d += WARP_LANES) {
-        float v = to_f32(a.qkv[unit * a.head_dim + d]);
+    for (int d = lane; d < head_dim; d += WARP_LANES) {
+        float v = to_f32(a.qkv[(unit + (int64_t)a.row0 * n_all) * head_dim + d]);
 
         if (a.bias)
-            v += a.bias[head * a.head_dim + d];
+            v += a.bias[head * head_dim + d];
         buf[d] = v;
         sum += v * v;
     }
     if (gain) {
-        float scale = rsqrtf(warp_sum(sum) / (float)a.head_dim + a.qk_norm_eps);
+        float scale = rsqrtf(warp_sum(sum) / (float)head_dim + a.qk_norm_eps);
 
-        for (int d = lane; d < a.head_dim; d += WARP_LANES)
+        for (int d = lane; d < head_dim; d += WARP_LANES)
             buf[d] *= scale * gain[d];
     }
     __syncwarp(); /* the rotation reads other lanes' dims */
     if (is_q)
-        out = a.q + ((int64_t)row * a.n_heads + head) * a.head_dim;
+        out = a.q + ((int64_t)row * a.n_heads + head) * head_dim;
     else
-        out = kv_place(a, row, (head - a.n_heads) % a.n_kv_heads, is_v);
+        out = kv_place(a, row, (head - a.n_heads) % n_kv_heads, is_v);
     pos = (float)a.pos[row];
-    for (int d = lane; d < a.head_dim; d += WARP_LANES) {
+    for (int d = lane; d < head_dim; d += WARP_LANES) {
         float v = buf[d];
 
         if (!is_v && d < a.rope_dim) {
@@ -105,7 +99,8 @@ static __global__ void __launch_bounds__(ROPE_WARPS *WARP_LANES)
 }
 
 template <typename T>
-static void rope_start(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv)
+static int rope_start(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv,
+                      int row0, struct err *err)
 {
     struct rope_kernel_args<T> k = {
     };
@@ -118,47 +113,37 @@ static void rope_start(struct cuda_backend *cb, const struct attn_in_args *p, co
     k.q = (T *)p->q;
     k.k_chunk = (T *)p->k_chunk;
     k.v_chunk = (T *)p->v_chunk;
-    k.pages = (T *)p->kv->pages;
+    k.kv = kv_pages_of<T>(p->kv, p->layer);
     k.pos = p->batch->pos;
     k.slot = p->batch->slot;
-    k.page_table = p->kv->page_table;
-    k.head_base = p->kv->head_base;
-    k.geom = p->kv->geom;
-    k.page_elems = (int64_t)(p->kv->page_bytes / sizeof(T));
-    k.n_units = (int64_t)p->batch->n_rows * (p->n_heads + 2 * p->n_kv_heads);
+    k.row0 = row0;
+    k.n_units = (int64_t)(p->batch->n_rows - row0) * (p->n_heads + 2 * p->n_kv_heads);
     k.n_decode = p->batch->n_decode;
-    k.layer = p->layer;
-    k.n_layers = p->kv->n_layers;
     k.n_heads = p->n_heads;
-    k.n_kv_heads = p->n_kv_heads;
-    k.head_dim = p->head_dim;
-    k.page_entries = p->kv->page_entries;
     k.rope_dim = p->rope_dim;
     k.inv_freq_stride = p->inv_freq_stride;
     k.qk_norm_eps = p->qk_norm_eps;
     k.rope_scale = p->rope_scale;
-    rope_kernel<T><<<(unsigned)((k.n_units + ROPE_WARPS - 1) / ROPE_WARPS), ROPE_WARPS * WARP_LANES,
-                     0, cb->stream>>>(k);
+    return launch_overlapped(cb, "rope", rope_kernel<T>,
+                             dim3((unsigned)((k.n_units + ROPE_WARPS - 1) / ROPE_WARPS)),
+                             dim3(ROPE_WARPS * WARP_LANES), 0, err, k);
 }
 
-int rope_launch(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv,
+int rope_launch(struct cuda_backend *cb, const struct attn_in_args *p, const void *qkv, int row0,
                 struct err *err)
 {
-    if (p->batch->n_rows == 0)
+    if (p->batch->n_rows <= row0)
         return 0;
     if (p->head_dim > ROPE_MAX_HEAD)
         return err_set(err, ERR_UNSUPPORTED, "attn_in: head_dim %d, at most %d is built",
                        p->head_dim, ROPE_MAX_HEAD);
     switch (cb->base.act_dtype) {
     case DTYPE_F32:
-        rope_start<float>(cb, p, qkv);
-        break;
+        return rope_start<float>(cb, p, qkv, row0, err);
     case DTYPE_BF16:
-        rope_start<__nv_bfloat16>(cb, p, qkv);
-        break;
+        return rope_start<__nv_bfloat16>(cb, p, qkv, row0, err);
     case DTYPE_F16:
-        rope_start<__half>(cb, p, qkv);
-        break;
+        return rope_start<__half>(cb, p, qkv, row0, err);
     }
-    return cuda_launched(cb, "rope", err);
+    return 0;
 }

@@ -139,6 +139,7 @@ struct attn_out_args {
     const void *a;                /* [n_rows, n_in] */
     const struct weight *wo, *bo; /* [dim, n_in]; bo or NULL */
     void *x;                      /* in and out [n_rows, dim] */
+    struct norm_args next_norm;   /* that the next op applies to x, as a hint; gain NULL: none */
 };
 
 /* x += down(act(gate(norm x)) * up(norm x)), or without gate: x += down(act(up(norm x))) */
@@ -151,6 +152,7 @@ struct ffn_args {
     const struct weight *w_in, *b_in;     /* gated: [2 ffn_dim, dim], gate rows then up rows */
     const struct weight *w_down, *b_down; /* [dim, ffn_dim] */
     void *x;
+    struct norm_args next_norm; /* as in attn_out_args */
 };
 
 /* out[i] = norm(x[logit_row[i]]) head^T */

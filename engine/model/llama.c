@@ -38,34 +38,39 @@ static int upload_inv_freq(struct model *m, int n_rows, const int32_t *rope_len,
                               (size_t)n_rows * half * sizeof(float), err);
 }
 
+static struct norm_args rms_norm(const struct model_config *c, const struct weight *gain)
+{
+    return (struct norm_args){.kind = NORM_RMS, .gain = gain, .eps = c->norm_eps};
+}
+
 static int layer_forward(struct model *m, int layer, const struct step_batch *batch,
                          const struct kv_view *kv, struct err *err)
 {
     const struct model_config *c = &m->cfg;
     const struct llama_layer *y = &m->layers[layer];
     const struct backend_ops *ops = m->be->ops;
-    struct attn_in_args attn_in = {
-        .batch = batch,
-        .kv = kv,
-        .layer = layer,
-        .dim = c->dim,
-        .n_heads = c->n_heads,
-        .n_kv_heads = c->n_kv_heads,
-        .head_dim = c->head_dim,
-        .x = m->x,
-        .norm = {.kind = NORM_RMS, .gain = &y->attn_norm, .eps = c->norm_eps},
-        .wqkv = &y->wqkv,
-        .bqkv = or_null(&y->bqkv),
-        .q_norm = or_null(&y->q_norm),
-        .k_norm = or_null(&y->k_norm),
-        .qk_norm_eps = c->norm_eps,
-        .rope_dim = c->rope.dim,
-        .inv_freq = m->inv_freq,
-        .inv_freq_stride = c->rope.kind == ROPE_DYNAMIC ? c->rope.dim / 2 : 0,
-        .rope_scale = m->rope_scale,
-        .q = m->q,
-        .k_chunk = m->k_chunk,
-        .v_chunk = m->v_chunk};
+    struct attn_in_args attn_in = {.batch = batch,
+                                   .kv = kv,
+                                   .layer = layer,
+                                   .dim = c->dim,
+                                   .n_heads = c->n_heads,
+                                   .n_kv_heads = c->n_kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .x = m->x,
+                                   .norm = rms_norm(c, &y->attn_norm),
+                                   .wqkv = &y->wqkv,
+                                   .bqkv = or_null(&y->bqkv),
+                                   .q_norm = or_null(&y->q_norm),
+                                   .k_norm = or_null(&y->k_norm),
+                                   .qk_norm_eps = c->norm_eps,
+                                   .rope_dim = c->rope.dim,
+                                   .inv_freq = m->inv_freq,
+                                   .inv_freq_stride =
+                                       c->rope.kind == ROPE_DYNAMIC ? c->rope.dim / 2 : 0,
+                                   .rope_scale = m->rope_scale,
+                                   .q = m->q,
+                                   .k_chunk = m->k_chunk,
+                                   .v_chunk = m->v_chunk};
     struct attn_args attn = {.batch = batch,
                              .kv = kv,
                              .layer = layer,
@@ -90,11 +95,12 @@ static int layer_forward(struct model *m, int layer, const struct step_batch *ba
                                      .a = m->attn_out,
                                      .wo = &y->wo,
                                      .bo = or_null(&y->bo),
-                                     .x = m->x};
+                                     .x = m->x,
+                                     .next_norm = rms_norm(c, &y->ffn_norm)};
     struct ffn_args ffn = {.batch = batch,
                            .dim = c->dim,
                            .ffn_dim = c->ffn_dim,
-                           .norm = {.kind = NORM_RMS, .gain = &y->ffn_norm, .eps = c->norm_eps},
+                           .norm = rms_norm(c, &y->ffn_norm),
                            .act = c->act,
                            .gated = true,
                            .w_in = &y->w_in,
@@ -103,6 +109,9 @@ static int layer_forward(struct model *m, int layer, const struct step_batch *ba
                            .b_down = or_null(&y->b_down),
                            .x = m->x};
     int rc;
+
+    if (layer + 1 < c->n_layers)
+        ffn.next_norm = rms_norm(c, &m->layers[layer + 1].attn_norm);
 
     rc = ops->attn_in(m->be, &attn_in, err);
     if (rc == 0)
@@ -125,7 +134,7 @@ int llama_forward(struct model *m, const struct step_batch *batch, const struct 
     struct logits_args logits = {.batch = batch,
                                  .dim = c->dim,
                                  .vocab_size = c->vocab_size,
-                                 .norm = {.kind = NORM_RMS, .gain = &m->norm, .eps = c->norm_eps},
+                                 .norm = rms_norm(c, &m->norm),
                                  .head = c->tie_embeddings ? &m->embed : &m->head,
                                  .x = m->x,
                                  .out = m->logits};
