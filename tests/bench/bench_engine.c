@@ -7,9 +7,10 @@
  * the context at the same time although they start one behind the other.
  *
  * The limit of a decode step is the time to read the weights once and every sequence's keys and
- * values once at the read bandwidth, which is measured right before and right after the step's
- * sequences; the better one counts, since other programs' load only ever takes from it.
- * gap is the share of the time between steps' ends that no backend op accounts for.
+ * values once, as many as the plan lets its key-value heads keep and no query head's window hides,
+ * at the read bandwidth, which is measured right before and right after the step's sequences; the
+ * better one counts, since other programs' load only ever takes from it. gap is the share of the
+ * time between steps' ends that no backend op accounts for.
  */
 #include "tests/bench/bench.h"
 
@@ -46,11 +47,13 @@ struct step_log {
     struct engine_stats last;
     int batch;   /* sequences that a counted step must have */
     int n_steps; /* counted */
-    int64_t wall_ns, op_ns;
+    int64_t wall_ns, op_ns, pages;
 };
 
 struct result {
     int batch, context, n_steps;
+    int64_t pages; /* the most that were taken during counted steps */
+    double density, kv_bytes, weight_bytes;
     double step_ms, tok_s, bytes, read_bw, limit_ms, pct, gap_pct;
 };
 
@@ -78,6 +81,8 @@ static void on_wake(void *arg)
         log->wall_ns += now.last_step_ns - log->last.last_step_ns;
         for (int i = 0; i < now.n_ops; i++)
             log->op_ns += now.ops[i].ns - log->last.ops[i].ns;
+        /* Who ends with a step has given its pages back by now; earlier ones show them all. */
+        log->pages = now.pages_used > log->pages ? now.pages_used : log->pages;
     }
     log->last = now;
     pthread_mutex_unlock(&log->mu);
@@ -156,11 +161,22 @@ static bool wait_all(struct engine *e, const struct request_state *states, int n
     return true;
 }
 
+/* Keys of one KV head that some query head of its group sees from position pos. */
+static int64_t keys_seen(struct kv_geom g, const int32_t *windows, int n_group, int pos)
+{
+    int64_t kept = kv_geom_keys_read(g, pos), widest = 0, seen;
+
+    for (int i = 0; i < n_group; i++)
+        widest = windows[i] > widest ? windows[i] : widest;
+    seen = g.n_sink + widest;
+    return kept < seen ? kept : seen;
+}
+
 /* Key and value bytes that a decode row at position pos reads. */
 static double kv_bytes_at(const struct engine *e, int n, int pos)
 {
     const struct kv_shape *shape = &e->env.shape;
-    int n_heads = kv_shape_heads(shape);
+    int n_heads = kv_shape_heads(shape), n_group = shape->n_heads / shape->n_kv_heads;
     struct kv_geom *geom = calloc((size_t)n_heads, sizeof(*geom));
     int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
     double keys = 0;
@@ -169,7 +185,7 @@ static double kv_bytes_at(const struct engine *e, int n, int pos)
         abort();
     plan_geometry(e->plan, n, geom, window);
     for (int i = 0; i < n_heads; i++)
-        keys += (double)kv_geom_keys_read(geom[i], pos);
+        keys += (double)keys_seen(geom[i], &window[i * n_group], n_group, pos);
     free(geom);
     free(window);
     return keys * 2 * shape->head_dim * (double)dtype_bytes(shape->dtype);
@@ -210,7 +226,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     pthread_mutex_lock(&log->mu);
     log->batch = batch;
     log->n_steps = 0;
-    log->wall_ns = log->op_ns = 0;
+    log->wall_ns = log->op_ns = log->pages = 0;
     pthread_mutex_unlock(&log->mu);
     if (opt->shuffle_pages) {
         pthread_mutex_lock(&e->mu);
@@ -243,7 +259,11 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
         *out = (struct result){.batch = batch, .context = context, .n_steps = n_steps};
         out->step_ms = wall_ms;
         out->tok_s = batch * 1000.0 / wall_ms;
-        out->bytes = weight_bytes_read(e) + kv_bytes;
+        out->pages = log->pages;
+        out->density = plan_kv_density(e->plan, context);
+        out->kv_bytes = kv_bytes;
+        out->weight_bytes = weight_bytes_read(e);
+        out->bytes = out->weight_bytes + kv_bytes;
         out->gap_pct = 100.0 * (1.0 - (double)log->op_ns / (double)log->wall_ns);
     }
     log->batch = 0;
@@ -313,7 +333,8 @@ static int max_batch_at(const struct engine *e, int context)
 }
 
 static const char header[] = "device,shape,plan,batch,context,prefill_tok_s,ttft_ms,step_ms,tok_s,"
-                             "bytes,read_bw,limit_ms,pct,gap_pct,steps\n";
+                             "bytes,read_bw,limit_ms,pct,gap_pct,steps,"
+                             "density_kv,weight_bytes,kv_bytes,pages,page_bytes\n";
 
 static void print_row(const struct engine *e, const struct result *r, double prefill_tok_s,
                       double ttft_ms, FILE *csv)
@@ -324,15 +345,18 @@ static void print_row(const struct engine *e, const struct result *r, double pre
     snprintf(shape, sizeof(shape), "%s l%d d%d h%d/%dx%d v%d %s", info->model_type, info->n_layers,
              e->model_config.dim, info->n_heads, info->n_kv_heads, info->head_dim, info->vocab_size,
              info->dtype);
-    printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f\n", r->batch,
-           r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6, r->read_bw,
-           r->limit_ms, r->pct, r->gap_pct);
+    printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f %7.2f %9lld\n",
+           r->batch, r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6,
+           r->read_bw, r->limit_ms, r->pct, r->gap_pct, 100 * r->density, (long long)r->pages);
     fflush(stdout);
     if (csv)
-        fprintf(csv, "\"%s\",\"%s\",\"%s\",%d,%d,%.2f,%.3f,%.4f,%.2f,%.0f,%.3f,%.4f,%.2f,%.2f,%d\n",
+        fprintf(csv,
+                "\"%s\",\"%s\",\"%s\",%d,%d,%.2f,%.3f,%.4f,%.2f,%.0f,%.3f,%.4f,%.2f,%.2f,%d,"
+                "%.6f,%.0f,%.0f,%lld,%lld\n",
                 info->device, shape, info->plan, r->batch, r->context, prefill_tok_s, ttft_ms,
                 r->step_ms, r->tok_s, r->bytes, r->read_bw, r->limit_ms, r->pct, r->gap_pct,
-                r->n_steps);
+                r->n_steps, r->density, r->weight_bytes, r->kv_bytes, (long long)r->pages,
+                (long long)info->page_bytes);
 }
 
 static int run_all(struct engine *e, struct step_log *log, const struct options *opt, FILE *csv)
@@ -344,8 +368,9 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
     if (!is_max)
         n_batches = parse_list(opt->batch, batches, MAX_BATCH);
     printf("%s; plan %s\n", e->info.device, e->info.plan);
-    printf("%6s %8s %13s %10s %9s %10s %9s %8s %9s %6s %6s\n", "batch", "context", "prefill_tok/s",
-           "ttft_ms", "step_ms", "tok/s", "MB/step", "GB/s", "limit_ms", "pct", "gap");
+    printf("%6s %8s %13s %10s %9s %10s %9s %8s %9s %6s %6s %7s %9s\n", "batch", "context",
+           "prefill_tok/s", "ttft_ms", "step_ms", "tok/s", "MB/step", "GB/s", "limit_ms", "pct",
+           "gap", "density", "pages");
     if (csv)
         fputs(header, csv);
     for (int c = 0; c < n_contexts && rc == 0; c++) {
