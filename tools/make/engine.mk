@@ -12,3 +12,10 @@ $(BIN)/spand-scramble: $(SCRAMBLE_OBJ) $(CORE_OBJ)
 
 test-scramble: $(BIN)/spand-scramble ## 256 requests alone and in a crowd: the same tokens
 	$(BIN)/spand-scramble $(SCRAMBLE_MODEL) $(SCRAMBLE_PLAN) $(SCRAMBLE_REQUESTS)
+
+SOAK_REQUESTS ?= 10000
+
+test-soak: $(BIN)/spand-tests ## 10,000 requests and random cancels, every page checked after every step
+	SPAND_SOAK_REQUESTS=$(SOAK_REQUESTS) CK_RUN_SUITE=engine_soak $(BIN)/spand-tests
+
+.PHONY: test-soak
