@@ -7,6 +7,7 @@
 #include "tests/lib/test.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 #define N_NEW     200
 #define MAX_FLAGS 48
 
-static struct engine *open_plan(const char *plan, const char *plan_length)
+static struct engine *open_plan(const char *plan, const char *plan_length, const char *chunk)
 {
     const char *const flags[] = {"--model",
                                  test_path("tests/fixtures/engine/tiny"),
@@ -31,7 +32,7 @@ static struct engine *open_plan(const char *plan, const char *plan_length)
                                  "--max-batch",
                                  "4",
                                  "--chunk-tokens",
-                                 "48",
+                                 chunk,
                                  "--threads",
                                  "1",
                                  "--no-pin-threads",
@@ -58,12 +59,15 @@ static struct engine_request long_request(void)
     req.sampling.seed = 5;
     req.sampling.max_tokens = N_NEW;
     req.sampling.ignore_eos = true;
+    req.sampling.n_logprobs = 1;
+    req.sampling.n_prompt_logprobs = 1;
     return req;
 }
 
-static void run_plan(const char *plan, const char *plan_length, struct collected *c)
+static void run_chunks(const char *plan, const char *plan_length, const char *chunk,
+                       struct collected *c)
 {
-    struct engine *e = open_plan(plan, plan_length);
+    struct engine *e = open_plan(plan, plan_length, chunk);
     struct engine_request req = long_request();
     struct engine_stats stats;
 
@@ -81,13 +85,9 @@ static void run_plan(const char *plan, const char *plan_length, struct collected
     engine_close(e);
 }
 
-static bool same_ids(const struct collected *a, const struct collected *b)
+static void run_plan(const char *plan, const char *plan_length, struct collected *c)
 {
-    for (int i = 0; i < N_NEW; i++) {
-        if (a->tokens[i].id != b->tokens[i].id)
-            return false;
-    }
-    return true;
+    run_chunks(plan, plan_length, "48", c);
 }
 
 /* A plan file for the tiny model's 3 layers of 4 heads, all of one rule. */
@@ -114,20 +114,46 @@ static const char *write_plan(double alpha, double beta)
     return path;
 }
 
+/* How text under a plan compares with that of a dense cache. */
+enum likeness {
+    SAME_BITS, /* logprobs and all */
+    SAME_TEXT, /* its sink ends inside a tile, so sums are cut elsewhere and round otherwise */
+    OTHER_TEXT
+};
+
 static const struct {
     const char *plan, *length;
     double alpha, beta; /* of a file where plan is NULL */
-    bool is_wide;
+    enum likeness likeness;
 } plans[] = {
-    {"streaming:4,396", "request", 0, 0, true}, {"streaming:0,400", "request", 0, 0, true},
-    {"streaming:500,1", "request", 0, 0, true}, {"uniform:1", "request", 0, 0, true},
-    {"uniform:0.5", "800", 0, 0, true},         {NULL, "request", 400, 0, true},
-    {NULL, "request", -100, 1, false},          {NULL, "900", -100, 0.6, true},
-    {"streaming:4,60", "request", 0, 0, false}, {"uniform:0.5", "request", 0, 0, false},
-    {"uniform:0.5", "400", 0, 0, false},
+    {"streaming:4,396", "request", 0, 0, SAME_TEXT},
+    {"streaming:0,400", "request", 0, 0, SAME_BITS},
+    {"streaming:500,1", "request", 0, 0, SAME_BITS},
+    {"uniform:1", "request", 0, 0, SAME_BITS},
+    {"uniform:0.5", "800", 0, 0, SAME_BITS},
+    {NULL, "request", 400, 0, SAME_BITS},
+    {NULL, "request", -100, 1, OTHER_TEXT},
+    {NULL, "900", -100, 0.6, SAME_BITS},
+    {"streaming:4,60", "request", 0, 0, OTHER_TEXT},
+    {"uniform:0.5", "request", 0, 0, OTHER_TEXT},
+    {"uniform:0.5", "400", 0, 0, OTHER_TEXT},
 };
 
-/* Spans that hold the whole sequence give the text of a dense cache, shorter ones another. */
+/* The same tokens, their logprobs apart by no more than rounding. */
+static bool same_text(const struct collected *a, const struct collected *b)
+{
+    for (int i = 0; i < N_NEW; i++) {
+        if (a->tokens[i].id != b->tokens[i].id ||
+            fabsf(a->tokens[i].logprob - b->tokens[i].logprob) > 1e-5f)
+            return false;
+    }
+    return true;
+}
+
+/*
+ * Spans that hold the whole sequence give what a dense cache gives, to the last bit of every
+ * logprob; shorter ones give something else.
+ */
 START_TEST(engine_plans__change_nothing_while_spans_hold_all)
 {
     const char *plan = plans[_i].plan;
@@ -137,11 +163,49 @@ START_TEST(engine_plans__change_nothing_while_spans_hold_all)
         plan = write_plan(plans[_i].alpha, plans[_i].beta);
     run_plan("dense", "request", &dense);
     run_plan(plan, plans[_i].length, &planned);
-    ck_assert_int_eq(same_ids(&dense, &planned), plans[_i].is_wide);
+    ck_assert_int_eq(collected_same(&dense, &planned), plans[_i].likeness == SAME_BITS);
+    ck_assert_int_eq(same_text(&dense, &planned), plans[_i].likeness != OTHER_TEXT);
     if (!plans[_i].plan)
         unlink(plan);
     collected_release(&dense);
     collected_release(&planned);
+}
+END_TEST
+
+/* A span of its own for each head of the tiny model's 3 layers of 4. */
+static const char *write_mixed_plan(void)
+{
+    static char path[64];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/tmp/spand-mixed-%d.json", (int)getpid());
+    f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs("{\"alphas\": [[0, 0, -256, 200], [0, 128, 0, 0], [300, 0, 0, -64]],\n"
+          " \"betas\": [[0.125, 0.5, 1, 0], [1, 0.25, 0, 0.75], [0.125, 0.375, 1, 0.875]]}\n",
+          f);
+    fclose(f);
+    return path;
+}
+
+static const char *const chunked_plans[] = {NULL, "uniform:0.4", "streaming:10,70", "dense"};
+
+/* Whole and chunked prefill have the same mask: the same bits at any chunk size, none a divisor. */
+START_TEST(engine_plans__do_not_depend_on_chunks)
+{
+    static const char *const chunks[] = {"1", "7", "64", "65", "128", "199"};
+    const char *file = write_mixed_plan();
+    const char *plan = chunked_plans[_i] ? chunked_plans[_i] : file;
+    struct collected whole, cut;
+
+    run_chunks(plan, "request", "512", &whole);
+    for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
+        run_chunks(plan, "request", chunks[i], &cut);
+        ck_assert_msg(collected_same(&whole, &cut), "chunks of %s differ", chunks[i]);
+        collected_release(&cut);
+    }
+    collected_release(&whole);
+    unlink(file);
 }
 END_TEST
 
@@ -308,6 +372,7 @@ TEST_SUITE(engine_plans)
     TCase *tc = test_case(suite, "core");
 
     tcase_add_loop_test(tc, engine_plans__change_nothing_while_spans_hold_all, 0, COUNT(plans));
+    tcase_add_loop_test(tc, engine_plans__do_not_depend_on_chunks, 0, COUNT(chunked_plans));
     tcase_add_test(tc, engine_plans__obey_plan_length);
     tcase_add_test(tc, engine_plans__mix_growing_and_reserved_sequences);
     tcase_add_loop_test(tc, engine_plans__serve_trained_windows, 0, COUNT(windowed));

@@ -43,6 +43,9 @@ static const struct attn_case cases[] = {
     {"block mask, chunk 17", 2, 1, 32, 64, {64, 192, KV_MASK_BLOCK}, 192, 64, 300, 3, 17},
     {"long decode", 4, 2, 64, 64, {0, KV_RING_DENSE, 0}, KV_WINDOW_ALL, 0, 1100, 2, 512},
     {"long ring", 8, 2, 16, 64, {64, 1024, KV_MASK_BLOCK}, 1024, 64, 1500, 3, 256},
+    {"3000 tokens", 2, 2, 32, 64, {64, 896, KV_MASK_BLOCK}, 896, 0, 3000, 70, 512},
+    {"3000 tokens, groups", 4, 1, 16, 64, {64, 2048, KV_MASK_BLOCK}, 2048, 640, 3000, 70, 700},
+    {"3000 tokens, all kept", 2, 1, 16, 64, {64, 3072, KV_MASK_BLOCK}, 3072, 1024, 3000, 70, 999},
 };
 
 #define N_CASES ((int)(sizeof(cases) / sizeof(cases[0])))
