@@ -135,10 +135,10 @@ def measure(args):
 
 # -- Drawing ----------------------------------------------------------------------------------
 
-CELL_W, CELL_H, GAP, LEFT, TOP = 40, 34, 46, 66, 92
-INK, PAPER, FAINT = "#1f2933", "#ffffff", "#6b7785"
+CELL_W, CELL_H, GAP, LEFT, TOP = 38, 34, 62, 66, 98
+INK, PAPER, FAINT, MARK = "#1f2933", "#ffffff", "#6b7785", "#d9480f"
 # Dark blue to pale yellow, in equal steps of lightness: it survives grey printing.
-STOPS = [(0x17, 0x1C, 0x42), (0x2C, 0x4F, 0x86), (0x2F, 0x8D, 0x9A), (0x74, 0xC4, 0x8E), (0xF2, 0xEF, 0xA9)]
+STOPS = [(23, 28, 66), (44, 79, 134), (47, 141, 154), (116, 196, 142), (242, 239, 169)]
 
 
 def colour_of(share):
@@ -163,7 +163,7 @@ def window_start(spec, length):
 
 def panel(x0, label, rows, lengths):
     """One plan's grid: lengths down, position of the line across."""
-    out = [text_at(x0, TOP - 24, label, 15, anchor="start", weight="bold")]
+    out = [text_at(x0, TOP - 14, label, 15, anchor="start", weight="bold")]
     for r, length in enumerate(lengths):
         y = TOP + r * CELL_H
         cells = rows.get(length)
@@ -171,21 +171,21 @@ def panel(x0, label, rows, lengths):
         if not cells:
             continue
         for b in range(N_BINS):
-            spec, asked, right = cells[b]
-            share = right / asked if asked else 0
-            fill = colour_of(share)
+            _, asked, right = cells[b]
             out.append(
                 f'<rect x="{x0 + b * CELL_W}" y="{y}" width="{CELL_W - 1}" height="{CELL_H - 1}" '
-                f'fill="{fill}"><title>{right} of {asked}</title></rect>'
+                f'fill="{colour_of(right / max(1, asked))}"><title>{right} of {asked}</title></rect>'
             )
-            ink = PAPER if share < 0.62 else INK
-            out.append(text_at(x0 + (b + 0.5) * CELL_W - 0.5, y + CELL_H / 2 + 4,
-                               f"{100 * share:.0f}", 12, ink))
         start = window_start(cells[0][0], length)
         if start:
             x = x0 + start * N_BINS * CELL_W - 0.5
-            out.append(f'<path d="M{x:g} {y - 1}V{y + CELL_H}" stroke="#d9480f" stroke-width="3"/>')
-        total = sum(c[2] for c in cells) / max(1, sum(c[1] for c in cells))
+            out.append(f'<path d="M{x:g} {y - 1}V{y + CELL_H}" stroke="{MARK}" stroke-width="3"/>')
+        for b in range(N_BINS):
+            share = cells[b][2] / max(1, cells[b][1])
+            ink = PAPER if share < 0.62 else INK
+            out.append(text_at(x0 + (b + 0.5) * CELL_W - 0.5, y + CELL_H / 2 + 4,
+                               f"{100 * share:.0f}", 12, ink))
+        total = sum(c[2] for c in cells.values()) / max(1, sum(c[1] for c in cells.values()))
         out.append(text_at(x0 + N_BINS * CELL_W + 8, y + CELL_H / 2 + 4, f"{100 * total:.1f} %",
                            12, INK, "start", "bold"))
     y = TOP + len(lengths) * CELL_H + 16
@@ -204,7 +204,7 @@ def legend(x, y, has_windows):
     out.append(text_at(x, y + 24, "0 %", 11, FAINT, "start"))
     out.append(text_at(x + 202, y + 24, "100 % exact", 11, FAINT, "end"))
     if has_windows:
-        out.append(f'<path d="M{x + 236} {y - 3}v16" stroke="#d9480f" stroke-width="3"/>')
+        out.append(f'<path d="M{x + 236} {y - 3}v16" stroke="{MARK}" stroke-width="3"/>')
         out.append(text_at(x + 244, y + 10, "where the recent tokens that are kept begin", 11,
                            FAINT, "start"))
     return out
