@@ -1,0 +1,22 @@
+# spand-plan: the search for a plan. What runs backward is linked here and nowhere else.
+#
+# CBC (Debian: coinor-libcbc-dev) checks our solver and closes gaps that it leaves; without it
+# everything else works.
+
+PLAN_SRC := $(wildcard engine/plan/search/*.c engine/cpu/grad/*.c)
+PLAN_TEST_SRC := $(wildcard tests/plan_search/*.c) tests/lib/test_runner.c
+PLAN_OBJ = $(PLAN_SRC:%.c=$(OBJ)/%.o)
+CBC ?= $(shell pkg-config --exists cbc 2>/dev/null && echo 1)
+CBC_LIBS := $(if $(filter 1,$(CBC)),-lCbcSolver -lCbc)
+
+$(OBJ)/engine/plan/search/choice_cbc.o: CPPFLAGS += $(if $(filter 1,$(CBC)),-DSPAND_CBC=1 $(shell pkg-config --cflags-only-I cbc 2>/dev/null | sed 's/-I/-isystem /g'))
+
+$(BIN)/spand-plan-tests: $(PLAN_TEST_SRC:%.c=$(OBJ)/%.o) $(PLAN_OBJ) $(CORE_OBJ)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs check 2>/dev/null) $(LDLIBS) $(CBC_LIBS) $(CUDA_LIBS)
+
+test-plan-search: $(BIN)/spand-plan-tests ## the plan search: optimiser, gradients, influence
+	$(BIN)/spand-plan-tests
+
+.PHONY: test-plan-search
