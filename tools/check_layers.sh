@@ -18,9 +18,12 @@ refuse 'engine/ names no HTTP, libuv or CUDA header' \
     '#include [<"](uv\.h|microhttpd\.h|cuda|cublas)' $(files engine)
 refuse 'nobody includes server/ but server/' '#include "server/' $(files base config engine cuda tools)
 refuse 'cuda/ includes nothing of the engine but engine/backend.h' \
-    '#include "engine/([a-z_]+/|[ac-z]|b[b-z]|backend_[a-jl-z])' $(files cuda)
-refuse 'engine/cpu includes nothing of the engine but engine/backend.h and its own folder' \
-    '#include "engine/([abd-z][a-z_]*/|[ac-z][a-z_]*\.h|b[b-z]|backend_[a-jl-z])' $(files engine/cpu)
+    '#include "engine/([a-z_]+/|[ac-z]|b[b-z]|backend_[a-fh-jl-z])' $(files cuda)
+refuse 'engine/cpu includes nothing of the engine but the backend headers and its own folder' \
+    '#include "engine/([abd-z][a-z_]*/|[ac-z][a-z_]*\.h|b[b-z]|backend_[a-fh-jl-z])' $(files engine/cpu)
+refuse 'only the plan search includes what runs backward' \
+    '#include "engine/(backend_grad|cpu/grad/|plan/search/)' \
+    $(files base config engine server cuda | grep -vE '^(engine/(plan/search|cpu/grad)/|engine/backend_grad\.h|cuda/grad_)')
 refuse 'base/ lies below all' '#include "(config|engine|cuda|server)/' $(files base)
 refuse 'config/ lies below the engine' '#include "(engine|cuda|server)/' $(files config)
 [ "$bad" = 0 ] && echo 'layers: ok'

@@ -1,6 +1,6 @@
 /*
  * model_impl - the inside of struct model, shared by loading (model.c, weight_list.c) and the
- * forward passes. Nobody outside this folder includes it.
+ * forward passes. Outside this folder only the plan search's backward pass includes it.
  */
 #ifndef MODEL_IMPL_H
 #define MODEL_IMPL_H
@@ -55,6 +55,18 @@ struct model {
 
 /* Fills in embed, head, norm and layers. On error model_close() frees what is there. */
 int weight_list_load(struct model *m, const struct model_params *params, struct err *err);
+
+/* The args of a layer's ops on the model's buffers, for llama_forward() and the backward pass. */
+struct attn_in_args llama_attn_in(const struct model *m, int layer, const struct step_batch *batch,
+                                  const struct kv_view *kv);
+struct attn_args llama_attn(const struct model *m, int layer, const struct step_batch *batch,
+                            const struct kv_view *kv);
+struct attn_out_args llama_attn_out(const struct model *m, int layer,
+                                    const struct step_batch *batch);
+struct ffn_args llama_ffn(const struct model *m, int layer, const struct step_batch *batch);
+
+/* Dynamic rope: each row's frequencies by rope_len [n_rows], before its step's first op. */
+int llama_upload_rope(struct model *m, int n_rows, const int32_t *rope_len, struct err *err);
 
 /* The forward pass of the Llama family: see model_forward(). */
 int llama_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,

@@ -49,7 +49,7 @@ static int most_rules(const struct search_program *s, const int *rule)
 static void find(const struct program_shape *shape, int max_per_layer, double gap, double seconds)
 {
     struct pareto_params params = {
-        .n_intervals = 4, .gap = gap, .max_nodes = 2000, .max_rules_per_layer = max_per_layer};
+        .n_intervals = 4, .gap = gap, .max_nodes = 200, .max_rules_per_layer = max_per_layer};
     struct program_fixture f;
     struct pareto p;
     struct err err = {0};

@@ -255,7 +255,8 @@ static void heuristic(struct search *s)
     round_down(s, total);
     if (!repair(s, total))
         return;
-    for (int i = 0; i < MAX_EXCHANGES && exchange(s, total); i++)
+    for (int i = s->n_nodes <= 1 ? MAX_EXCHANGES : MAX_EXCHANGES / 32; i > 0 && exchange(s, total);
+         i--)
         ;
     choice_totals(s->p, s->option, total);
     offer(s, total);

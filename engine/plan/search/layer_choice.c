@@ -209,6 +209,22 @@ static double best_pair(const struct layer_choice *lc, int layer, int *best_a, i
     return best;
 }
 
+/* What the layer's cheapest known assignment costs at the present prices. */
+static double cheapest_known(const struct layer_choice *lc, int layer, bool with_cost)
+{
+    const struct choice_group *g = &lc->problem.groups[layer];
+    double best = INFINITY;
+
+    for (int o = 0; o < g->n_options; o++) {
+        double c = with_cost ? choice_value(g, lc->problem.objective, o) : 0.0;
+
+        for (int i = 0; i < lc->lp.n_rows; i++)
+            c += lc->lp.price[i] * choice_value(g, lc->lp.row_value[i], o);
+        best = c < best ? c : best;
+    }
+    return best;
+}
+
 /* Adds the best new assignment of every layer that has one. Returns how many, or an error. */
 static int add_paying(struct layer_choice *lc, bool with_cost, struct err *err)
 {
@@ -218,15 +234,12 @@ static int add_paying(struct layer_choice *lc, bool with_cost, struct err *err)
     if (!pick)
         return err_set(err, ERR_NO_ROOM, "no memory for a layer of %d heads", n_units);
     for (int layer = 0; layer < lc->problem.n_groups && rc == 0; layer++) {
-        const struct choice_group *g = &lc->problem.groups[layer];
-        int key = lc->lp.key[layer], a = 0, b = 0;
-        double here = with_cost ? choice_value(g, lc->problem.objective, key) : 0.0, best;
+        double known = cheapest_known(lc, layer, with_cost), best;
+        int a = 0, b = 0;
 
-        for (int i = 0; i < lc->lp.n_rows; i++)
-            here += lc->lp.price[i] * choice_value(g, lc->lp.row_value[i], key);
         price_units(lc, layer, with_cost);
         best = best_pair(lc, layer, &a, &b);
-        if (best > here - NEW_PAYS * (1 + fabs(here)))
+        if (best > known - NEW_PAYS * (1 + fabs(known)))
             continue;
         for (int u = 0; u < n_units; u++)
             pick[u] = (int16_t)(lc->priced[(int64_t)a * n_units + u] <=
