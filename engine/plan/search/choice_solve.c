@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define EXACT_EPS      1e-11 /* relative: what two sums of the same numbers may differ by */
-#define MAX_REPAIRS    4096
+#define MAX_REPAIRS    64 /* changes; a rounded relaxation needs a few */
 #define MAX_EXCHANGES  256
 #define PAIR_MOVES     600 /* single changes of which all pairs are tried */
 #define HEURISTIC_EACH 64  /* nodes */
@@ -140,7 +140,7 @@ static bool repair(struct search *s, double *total)
                 cost = after[p->objective] - total[p->objective];
                 if (mended <= 0)
                     continue;
-                cost = cost > 0 ? cost / mended : cost;
+                cost = cost > 0 ? cost / mended : -mended;
                 if (cost < best) {
                     best = cost;
                     best_g = g;
