@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static struct program_shape shape_of(int n_layers, int units, double density, uint64_t seed)
 {
@@ -53,6 +54,7 @@ static void find(const struct program_shape *shape, int max_per_layer, double ga
     struct program_fixture f;
     struct pareto p;
     struct err err = {0};
+    clock_t cpu = clock();
     int64_t t0 = clock_ns();
     double took;
 
@@ -61,11 +63,11 @@ static void find(const struct program_shape *shape, int max_per_layer, double ga
     took = (double)(clock_ns() - t0) * 1e-9;
     printf(
         "%d heads, %d rules a layer at most (0: any): %d plans from %d solves (%d infeasible, %d "
-        "open, worst gap %.2e) in %.2f s, %lld pivots\n",
+        "open, worst gap %.2e) in %.2f s, %.2f s of one core, %lld pivots\n",
         f.s.n_units, max_per_layer, p.n_plans, p.n_solves, p.n_infeasible, p.n_open, p.worst_gap,
-        took, (long long)p.n_pivots);
+        took, (double)(clock() - cpu) / CLOCKS_PER_SEC, (long long)p.n_pivots);
     fflush(stdout);
-    ck_assert_int_gt(p.n_plans, 1);
+    ck_assert_int_ge(p.n_plans, max_per_layer == 1 ? 1 : 2);
     ck_assert_msg(took < seconds, "%.1f s, must be below %.0f s", took, seconds);
     for (int i = 0; i < p.n_plans; i++) {
         double total[CHOICE_MAX_VALUES];

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define EXACT_EPS      1e-11 /* relative: what two sums of the same numbers may differ by */
-#define MAX_REPAIRS    64 /* changes; a rounded relaxation needs a few */
+#define MAX_REPAIRS    64    /* changes; a rounded relaxation needs a few */
 #define MAX_EXCHANGES  256
 #define PAIR_MOVES     600 /* single changes of which all pairs are tried */
 #define HEURISTIC_EACH 64  /* nodes */

@@ -291,6 +291,7 @@ static int attention_forward(struct grad_pass *p, int layer, struct err *err)
     struct attn_out_args out = llama_attn_out(p->m, layer, &p->batch);
     int rc = ops->attn_in(p->be, &in, err);
 
+    out.next_norm.gain = NULL; /* x may be replaced before its next op */
     if (rc == 0)
         rc = ops->attn(p->be, &attn, err);
     if (rc == 0)
@@ -303,6 +304,7 @@ static int layer_forward(struct grad_pass *p, int layer, struct err *err)
     struct ffn_args ffn = llama_ffn(p->m, layer, &p->batch);
     int rc = attention_forward(p, layer, err);
 
+    ffn.next_norm.gain = NULL;
     return rc == 0 ? p->be->ops->ffn(p->be, &ffn, err) : rc;
 }
 
