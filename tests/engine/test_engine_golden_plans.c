@@ -15,9 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define N_CASES   11
-#define TOLERANCE 1e-4 /* logits that are each off by what f32 sums of a few thousand terms lose   \
-                        */
+#define N_CASES 11
+#define TOLERANCE                                                                                  \
+    1e-4 /* logits that are each off by what f32 sums of a few thousand terms lose                 \
+          */
 
 static json_t *cases;
 static char dir[64];

@@ -174,6 +174,118 @@ START_TEST(engine_inspect__totals_plans)
 }
 END_TEST
 
+static const char *const fixture_plans[][2] = {
+    {"vicuna-7b", "lmsys--vicuna-7b-v1.5-16k"},
+    {"vicuna-13b", "lmsys--vicuna-13b-v1.5-16k"},
+    {"llama-3-8b", "gradientai--Llama-3-8B-Instruct-262k"},
+    {"llama-3-70b", "gradientai--Llama-3-70B-Instruct-262k"},
+    {"llama-3.2-1b", "meta-llama--Llama-3.2-1B-Instruct"},
+    {"llama-3.2-3b", "meta-llama--Llama-3.2-3B-Instruct"},
+};
+
+static int inspect_fixture(int which, struct engine_inspect how, struct strbuf *out,
+                           struct err *err)
+{
+    char model[512], plan[512];
+    char *argv[] = {"--model", model, "--plan", plan, "--kv-memory", "64GiB"};
+    struct config config = {0};
+    int rc;
+
+    snprintf(plan, sizeof(plan), PLANS "%s/moa_alpha_beta.json", fixture_plans[which][1]);
+    snprintf(plan, sizeof(plan), "%s", test_path(plan));
+    snprintf(model, sizeof(model), "tests/fixtures/shapes/%s", fixture_plans[which][0]);
+    snprintf(model, sizeof(model), "%s", test_path(model));
+    rc = config_load(&config, &(struct config_sources){.argc = 6, .argv = argv}, err);
+    if (rc == 0)
+        rc = engine_inspect(&config, &how, out, err);
+    config_release(&config);
+    return rc;
+}
+
+/* Every published plan fits the shape it was made for, length by length as asked one by one. */
+START_TEST(engine_inspect__lists_all_lengths)
+{
+    struct strbuf out = STRBUF_INIT;
+    struct err err = {0};
+    json_t *root, *list, *row;
+    size_t i;
+
+    ck_assert_msg(inspect_fixture(_i, (struct engine_inspect){.form = INSPECT_JSON}, &out, &err) ==
+                      0,
+                  "%s", err.msg);
+    root = json_loads(out.buf, 0, NULL);
+    list = json_object_get(root, "by_length");
+    ck_assert_int_ge(json_array_size(list), 5);
+    json_array_foreach(list, i, row)
+    {
+        struct strbuf one_out = STRBUF_INIT;
+        json_t *one;
+
+        ck_assert_int_eq(number(row, "n"), 1024 << i);
+        inspect_fixture(
+            _i, (struct engine_inspect){.form = INSPECT_JSON, .n_tokens = (int)number(row, "n")},
+            &one_out, &err);
+        one = json_loads(one_out.buf, 0, NULL);
+        ck_assert_int_eq(number(row, "slots_kv_heads"), number(one, "slots_kv_heads"));
+        ck_assert_int_eq(number(row, "slots_query_heads"), number(one, "slots_query_heads"));
+        ck_assert_int_eq(number(row, "max_batch"), number(one, "max_batch"));
+        ck_assert_int_eq(number(row, "kv_bytes_per_seq") * number(row, "max_batch") <= 64LL << 30,
+                         1);
+        json_decref(one);
+        strbuf_release(&one_out);
+    }
+    json_decref(root);
+    strbuf_release(&out);
+}
+END_TEST
+
+/* A device's memory less the weights, by the bytes of a sequence. */
+START_TEST(engine_inspect__fits_batches_into_a_memory_size)
+{
+    struct strbuf out = STRBUF_INIT;
+    struct err err = {0};
+    struct engine_inspect how = {
+        .form = INSPECT_JSON, .n_tokens = 8192, .memory = INT64_C(80) << 30};
+    json_t *root;
+
+    ck_assert_int_eq(inspect_fixture(2, how, &out, &err), 0);
+    root = json_loads(out.buf, 0, NULL);
+    ck_assert_int_eq(number(root, "kv_memory_bytes"), (80LL << 30) - number(root, "weights_bytes"));
+    ck_assert_int_eq(number(root, "kv_bytes_per_seq"), 1373184LL * 512);
+    ck_assert_int_eq(number(root, "max_batch"),
+                     number(root, "kv_memory_bytes") / (1373184LL * 512));
+    json_decref(root);
+    strbuf_reset(&out);
+    how.memory = 1 << 30; /* less than the weights */
+    ck_assert_int_eq(inspect_fixture(2, how, &out, &err), 0);
+    root = json_loads(out.buf, 0, NULL);
+    ck_assert_int_eq(number(root, "max_batch"), 0);
+    json_decref(root);
+    strbuf_release(&out);
+}
+END_TEST
+
+/* For people: the asked length among the others, in order, and the map below. */
+START_TEST(engine_inspect__writes_text_with_a_map)
+{
+    struct strbuf out = STRBUF_INIT;
+    struct err err = {0};
+    const char *before, *asked, *behind, *map;
+
+    ck_assert_int_eq(inspect_fixture(0, (struct engine_inspect){.n_tokens = 5000}, &out, &err), 0);
+    before = strstr(out.buf, "\n      4096        2031616        2031616    48.44 %    48.44 %");
+    asked = strstr(out.buf, "\n      5000 ");
+    behind = strstr(out.buf, "\n      8192        4128768 ");
+    map = strstr(out.buf, "\n      0  6688");
+    ck_assert_ptr_nonnull(before);
+    ck_assert_ptr_nonnull(asked);
+    ck_assert_ptr_nonnull(behind);
+    ck_assert_ptr_nonnull(map);
+    ck_assert(before < asked && asked < behind && behind < map);
+    strbuf_release(&out);
+}
+END_TEST
+
 /* What the daemon would refuse is refused here with the same words. */
 START_TEST(engine_inspect__refuses_odd_pages)
 {
@@ -196,5 +308,8 @@ TEST_SUITE(engine_inspect)
 
     tcase_add_loop_test(tc, engine_inspect__counts_published_models, 0, COUNT(shapes));
     tcase_add_loop_test(tc, engine_inspect__totals_plans, 0, COUNT(plans));
+    tcase_add_loop_test(tc, engine_inspect__lists_all_lengths, 0, COUNT(fixture_plans));
+    tcase_add_test(tc, engine_inspect__fits_batches_into_a_memory_size);
+    tcase_add_test(tc, engine_inspect__writes_text_with_a_map);
     tcase_add_test(tc, engine_inspect__refuses_odd_pages);
 }

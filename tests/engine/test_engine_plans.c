@@ -172,31 +172,20 @@ START_TEST(engine_plans__change_nothing_while_spans_hold_all)
 }
 END_TEST
 
-/* A span of its own for each head of the tiny model's 3 layers of 4. */
-static const char *write_mixed_plan(void)
-{
-    static char path[64];
-    FILE *f;
+#define MIXED "tests/fixtures/engine/mixed-spans.json" /* a span of its own for each head */
 
-    snprintf(path, sizeof(path), "/tmp/spand-mixed-%d.json", (int)getpid());
-    f = fopen(path, "w");
-    ck_assert_ptr_nonnull(f);
-    fputs("{\"alphas\": [[0, 0, -256, 200], [0, 128, 0, 0], [300, 0, 0, -64]],\n"
-          " \"betas\": [[0.125, 0.5, 1, 0], [1, 0.25, 0, 0.75], [0.125, 0.375, 1, 0.875]]}\n",
-          f);
-    fclose(f);
-    return path;
-}
-
-static const char *const chunked_plans[] = {NULL, "uniform:0.4", "streaming:10,70", "dense"};
+static const char *const chunked_plans[] = {MIXED, "uniform:0.4", "streaming:10,70", "dense"};
 
 /* Whole and chunked prefill have the same mask: the same bits at any chunk size, none a divisor. */
 START_TEST(engine_plans__do_not_depend_on_chunks)
 {
     static const char *const chunks[] = {"1", "7", "64", "65", "128", "199"};
-    const char *file = write_mixed_plan();
-    const char *plan = chunked_plans[_i] ? chunked_plans[_i] : file;
     struct collected whole, cut;
+    char plan[512];
+
+    /* The path's buffer is static, and opening the engine asks for another path. */
+    snprintf(plan, sizeof(plan), "%s",
+             strchr(chunked_plans[_i], '/') ? test_path(chunked_plans[_i]) : chunked_plans[_i]);
 
     run_chunks(plan, "request", "512", &whole);
     for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
@@ -205,7 +194,6 @@ START_TEST(engine_plans__do_not_depend_on_chunks)
         collected_release(&cut);
     }
     collected_release(&whole);
-    unlink(file);
 }
 END_TEST
 

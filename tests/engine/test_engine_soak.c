@@ -118,37 +118,23 @@ static int n_requests_wanted(void)
     return n;
 }
 
-/* A span of its own for every head of the tiny model's three layers of four. */
-static const char *write_plan(void)
-{
-    static char path[64];
-    FILE *f;
+#define MIXED "tests/fixtures/engine/mixed-spans.json" /* a span of its own for each head */
 
-    snprintf(path, sizeof(path), "/tmp/spand-soak-%d.json", (int)getpid());
-    f = fopen(path, "w");
-    ck_assert_ptr_nonnull(f);
-    fputs("{\"alphas\": [[0, 0, -256, 200], [0, 128, 0, 0], [300, 0, 0, -64]],\n"
-          " \"betas\": [[0.125, 0.5, 1, 0], [1, 0.25, 0, 0.75], [0.125, 0.375, 1, 0.875]]}\n",
-          f);
-    fclose(f);
-    return path;
-}
-
-/* NULL: the file of write_plan(). Under a length, short requests may grow and be preempted. */
+/* Under a length, short requests may grow and be preempted. */
 static const struct {
     const char *plan, *length;
     bool refuses; /* some requests are too long for the pool */
-} ways[] = {{NULL, "request", true},
-            {NULL, "160", false},
+} ways[] = {{MIXED, "request", true},
+            {MIXED, "160", false},
             {"streaming:4,60", "request", false},
             {"dense", "request", true}};
 
 START_TEST(engine_soak__gives_every_page_back)
 {
-    const char *file = write_plan(), *plan = ways[_i].plan ? ways[_i].plan : file;
+    char model[512], plan[512];
     /* 30 pages of 8 KiB: one long request, or some short ones. */
     const char *const flags[] = {"--model",
-                                 test_path("tests/fixtures/engine/tiny"),
+                                 model,
                                  "--weights",
                                  "random",
                                  "--device",
@@ -172,10 +158,14 @@ START_TEST(engine_soak__gives_every_page_back)
                                  "--plan-length",
                                  ways[_i].length,
                                  NULL};
-    struct soak s = {.e = engine_fixture_open(flags, NULL)};
+    struct soak s = {0};
     int n = n_requests_wanted(), n_final = 0;
     struct engine_stats stats;
 
+    snprintf(model, sizeof(model), "%s", test_path("tests/fixtures/engine/tiny"));
+    snprintf(plan, sizeof(plan), "%s",
+             strchr(ways[_i].plan, '/') ? test_path(ways[_i].plan) : ways[_i].plan);
+    s.e = engine_fixture_open(flags, NULL);
     ck_assert_ptr_nonnull(s.e);
     soak(&s, n);
     /* The last step's figures may still be on their way; with nobody alive they must come to 0. */
@@ -186,13 +176,12 @@ START_TEST(engine_soak__gives_every_page_back)
         usleep(1000);
     }
     engine_close(s.e);
-    unlink(file);
     for (int i = 0; i <= FINISH_ERROR; i++)
         n_final += s.n_finished[i];
     printf("soak under %s, length %s: %d requests, %d refused, %d cancelled, %lld steps, %lld "
            "preemptions\n",
-           ways[_i].plan ? plan : "a plan", ways[_i].length, n, s.n_refused,
-           s.n_finished[FINISH_CANCELED], (long long)stats.n_steps, (long long)stats.n_preemptions);
+           ways[_i].plan, ways[_i].length, n, s.n_refused, s.n_finished[FINISH_CANCELED],
+           (long long)stats.n_steps, (long long)stats.n_preemptions);
     ck_assert(!s.broken);
     ck_assert_int_eq(s.n_submitted + s.n_refused, n);
     ck_assert_int_eq(n_final, s.n_submitted);
