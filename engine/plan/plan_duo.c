@@ -158,12 +158,15 @@ int plan_read_duo(struct plan *p, const char *args, struct err *err)
     if (!d)
         return err_set(err, ERR_NO_ROOM, "plan %s: out of memory", p->name);
     rc = parse_args(p, d, args, err);
-    if (rc == 0)
+    if (rc == 0) {
         rc = read_sizes(d, err);
-    if (rc == 0)
-        rc = read_gates(p, d, err);
-    if (rc == 0)
-        set_rules(p, d);
+        if (rc == 0)
+            rc = read_gates(p, d, err);
+        if (rc == 0)
+            set_rules(p, d);
+        else
+            err_prefix(err, "plan");
+    }
     free(d->gates);
     free(d);
     return rc;

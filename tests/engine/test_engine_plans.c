@@ -353,6 +353,68 @@ START_TEST(engine_plans__serve_trained_windows)
 }
 END_TEST
 
+/* The windowed model with another window in its config, under a plan. */
+static void run_windowed(int window, const char *plan, struct collected *c)
+{
+    char dir[] = "/tmp/spand-window-XXXXXX", path[600];
+    const char *const flags[] = {
+        "--model",     dir,     "--device",       "cpu", "--dtype",     "f32",
+        "--plan",      plan,    "--chunk-tokens", "17",  "--max-batch", "1",
+        "--kv-memory", "16MiB", "--threads",      "1",   NULL};
+    struct engine_request req = long_request();
+    struct err err = {0};
+    json_t *config = NULL;
+    struct engine *e;
+
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/config.json", test_path("tests/golden/models/mistral-window"));
+    ck_assert_int_eq(json_file_load(&config, path, 1 << 20, &err), 0);
+    json_object_set_new(config, "sliding_window", json_integer(window));
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    ck_assert_int_eq(json_dump_file(config, path, 0), 0);
+    json_decref(config);
+    link_into(dir, "model.safetensors",
+              test_path("tests/golden/models/mistral-window/model.safetensors"));
+    link_into(dir, "tokenizer.json", test_path("tests/fixtures/engine/tiny/tokenizer.json"));
+    e = engine_fixture_open(flags, NULL);
+    ck_assert_ptr_nonnull(e);
+    ck_assert(engine_fixture_run(e, &req, c));
+    engine_close(e);
+    link_into(dir, "config.json", NULL);
+    link_into(dir, "model.safetensors", NULL);
+    link_into(dir, "tokenizer.json", NULL);
+    rmdir(dir);
+}
+
+/*
+ * A plan narrower than a trained window is a narrower window, a wider one changes nothing, and a
+ * window longer than the context leaves the plan alone.
+ */
+START_TEST(engine_plans__combine_with_trained_windows)
+{
+    static const struct {
+        int window;
+        const char *plan;
+        int same_window;
+        const char *same_plan;
+    } pairs[] = {{24, "streaming:2,10", 12, "dense"},
+                 {24, "uniform:0.5", 24, "dense"},
+                 {300, "uniform:0", 128, "dense"},
+                 {600, "uniform:0.3", 700, "uniform:0.3"}};
+    struct collected a, b;
+
+    run_windowed(pairs[_i].window, pairs[_i].plan, &a);
+    run_windowed(pairs[_i].same_window, pairs[_i].same_plan, &b);
+    ck_assert_int_eq(a.n_tokens, N_NEW);
+    ck_assert(collected_same(&a, &b));
+    collected_release(&a);
+    run_windowed(pairs[_i].window + 1000, "dense", &a);
+    ck_assert(!collected_same(&a, &b));
+    collected_release(&a);
+    collected_release(&b);
+}
+END_TEST
+
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
 TEST_SUITE(engine_plans)
@@ -364,4 +426,5 @@ TEST_SUITE(engine_plans)
     tcase_add_test(tc, engine_plans__obey_plan_length);
     tcase_add_test(tc, engine_plans__mix_growing_and_reserved_sequences);
     tcase_add_loop_test(tc, engine_plans__serve_trained_windows, 0, COUNT(windowed));
+    tcase_add_loop_test(tc, engine_plans__combine_with_trained_windows, 0, 4);
 }
