@@ -29,6 +29,8 @@ int engine_open(struct engine **out, const struct config *config, const struct e
     if (hooks)
         e->hooks = *hooks;
     e->queue_timeout_ns = config->queue_timeout_ms * INT64_C(1000000);
+    e->max_waiting_tokens = config->max_waiting_tokens;
+    atomic_init(&e->waiting_tokens, 0);
     atomic_init(&e->cancel_pending, false);
     atomic_init(&e->closing, false);
     pthread_mutex_init(&e->mu, NULL);
@@ -133,6 +135,19 @@ static int check_pool(const struct engine *e, const struct request *r, struct er
                    (long long)e->info.page_bytes, (long long)e->info.n_pages);
 }
 
+/* Counts the prompt in before it is pushed, so that two submitters cannot share one gap. */
+static int queue_tokens(struct engine *e, const struct request *r, struct err *err)
+{
+    long long n = r->seq.n_prompt;
+    long long before = atomic_fetch_add(&e->waiting_tokens, n);
+
+    if (!e->max_waiting_tokens || before == 0 || before + n <= e->max_waiting_tokens)
+        return 0;
+    atomic_fetch_sub(&e->waiting_tokens, n);
+    return err_set(err, ERR_LIMIT, "%lld prompt tokens are waiting, no more than %lld are queued",
+                   before, (long long)e->max_waiting_tokens);
+}
+
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err)
 {
     struct request *r = NULL;
@@ -152,6 +167,8 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
         rc = check_pool(e, r, err);
     if (rc == 0)
         rc = live_set(&e->live, r, err);
+    if (rc == 0)
+        rc = queue_tokens(e, r, err);
     if (rc < 0)
         goto out;
     *id = new_id; /* before the push: the first event may come at once */

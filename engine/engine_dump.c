@@ -74,6 +74,8 @@ void engine_dump(struct engine *e, struct strbuf *out)
     } else {
         strbuf_addstr(out, ",\"busy\":true");
     }
+    strbuf_addstr(out, ",\"steps\":");
+    stats_dump_recent(&e->stats, out);
     strbuf_addch(out, '}');
 }
 

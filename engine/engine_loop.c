@@ -25,6 +25,8 @@ static void finish(struct engine *e, struct request *r, enum finish_reason reaso
 {
     if (r->seq.state != SEQ_IDLE)
         scheduler_remove(&e->sched, &r->seq);
+    if (!r->start_ns)
+        atomic_fetch_sub(&e->waiting_tokens, r->seq.n_prompt);
     stats_finished(&e->stats, reason);
     request_end(r, reason, error);
     request_tell(r, &e->outbox);
@@ -240,8 +242,10 @@ static bool run_step(struct engine *e)
     for (int i = 0; i < step->n_admitted; i++) {
         struct request *r = request_of(step->admitted[i]);
 
-        if (!r->start_ns)
+        if (!r->start_ns) {
             r->start_ns = start_ns;
+            atomic_fetch_sub(&e->waiting_tokens, r->seq.n_prompt);
+        }
     }
     batch_build(&e->batch, step);
     add_logit_rows(e, step);
@@ -274,6 +278,7 @@ void *engine_loop(void *arg)
     struct engine *e = arg;
     int n_unswept = 0; /* steps */
 
+    pthread_setname_np(pthread_self(), "spand-engine");
     pthread_mutex_lock(&e->mu);
     for (;;) {
         bool ended, ran;

@@ -53,7 +53,8 @@ struct engine {
     struct request_env env;
     pthread_t thread;
     bool thread_started;
-    int64_t queue_timeout_ns; /* 0: none */
+    int64_t queue_timeout_ns;   /* 0: none */
+    int64_t max_waiting_tokens; /* 0: no limit */
 
     /* Shared, each with its own lock. */
     struct ring_queue inbox; /* of struct request * */
@@ -61,6 +62,7 @@ struct engine {
     struct outbox outbox;
     struct stats stats;
     atomic_bool cancel_pending, closing;
+    atomic_llong waiting_tokens; /* prompts that were never seated, those in the inbox too */
 
     /* The engine thread's; `mu` is held while they change outside of a forward pass, so that
      * engine_dump() may read them. */

@@ -3,6 +3,9 @@
  */
 #include "engine/stats.h"
 
+#include "base/clock.h"
+#include "base/strbuf.h"
+
 #include <assert.h>
 
 static_assert(OP_COUNT <= sizeof(((struct engine_stats *)0)->ops) /
@@ -67,6 +70,14 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
         n_rows ? (int64_t)((double)step->step_ns * step->n_prompt_rows / n_rows) : 0;
 
     pthread_mutex_lock(&s->mu);
+    s->recent[s->now.n_steps % STATS_N_RECENT] =
+        (struct stats_recent){.end_ns = step->end_ns,
+                              .step_ns = step->step_ns,
+                              .n_prompt_rows = step->n_prompt_rows,
+                              .n_decode_rows = step->n_decode_rows,
+                              .n_new_tokens = step->n_new_tokens,
+                              .n_waiting = (int)step->n_waiting,
+                              .n_running = (int)step->n_running};
     s->now.n_steps++;
     s->now.step_ns += step->step_ns;
     s->now.prefill_ns += prefill_ns;
@@ -95,4 +106,28 @@ void stats_get(struct stats *s, struct engine_stats *out)
     pthread_mutex_lock(&s->mu);
     *out = s->now;
     pthread_mutex_unlock(&s->mu);
+}
+
+void stats_dump_recent(struct stats *s, struct strbuf *out)
+{
+    int64_t now_ns = clock_ns();
+
+    strbuf_addch(out, '[');
+    if (pthread_mutex_trylock(&s->mu) == 0) {
+        int64_t n = s->now.n_steps, first = n > STATS_N_RECENT ? n - STATS_N_RECENT : 0;
+
+        for (int64_t i = first; i < n; i++) {
+            const struct stats_recent *r = &s->recent[i % STATS_N_RECENT];
+
+            strbuf_addf(out,
+                        "%s{\"step\":%lld,\"ms_ago\":%lld,\"us\":%lld,\"prompt_rows\":%d,"
+                        "\"decode_rows\":%d,\"new_tokens\":%d,\"waiting\":%d,\"running\":%d}",
+                        i > first ? "," : "", (long long)i,
+                        (long long)((now_ns - r->end_ns) / 1000000), (long long)(r->step_ns / 1000),
+                        r->n_prompt_rows, r->n_decode_rows, r->n_new_tokens, r->n_waiting,
+                        r->n_running);
+        }
+        pthread_mutex_unlock(&s->mu);
+    }
+    strbuf_addch(out, ']');
 }

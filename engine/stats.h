@@ -10,9 +10,17 @@
 
 #include <pthread.h>
 
+#define STATS_N_RECENT 32 /* steps kept for /debug/state and the crash report */
+
+struct stats_recent {
+    int64_t end_ns, step_ns;
+    int n_prompt_rows, n_decode_rows, n_new_tokens, n_waiting, n_running;
+};
+
 struct stats { /* fields are private */
     pthread_mutex_t mu;
     struct engine_stats now;
+    struct stats_recent recent[STATS_N_RECENT]; /* a ring: step n lies at n % STATS_N_RECENT */
 };
 
 /* What one step adds. */
@@ -36,5 +44,8 @@ void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t p
 void stats_add_step(struct stats *s, const struct stats_step *step, const struct backend *be);
 
 void stats_get(struct stats *s, struct engine_stats *out);
+
+/* The last steps, oldest first, as a JSON array; [] when the lock is not to be had at once. */
+void stats_dump_recent(struct stats *s, struct strbuf *out);
 
 #endif

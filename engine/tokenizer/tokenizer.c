@@ -226,7 +226,7 @@ static int encode_plain(struct encoding *e, const char *text, size_t len, size_t
     if (!len)
         return 0;
     rc = pre_tokenizer_apply(e->t->pre, &e->pre, text, len, n_origin, e->t->keep_bytes, &r, e->err);
-    for (size_t i = 0; i < r.pieces->n && rc == 0; i++) {
+    for (size_t i = 0; rc == 0 && i < r.pieces->n; i++) { /* r is not filled on failure */
         const struct piece *p = &r.pieces->v[i];
 
         rc = bpe_encode(e->t->model, &e->bpe, r.text + p->at, p->len, e->out, e->err);
