@@ -85,6 +85,9 @@ CONFIG_KEY(BOOL, pin_threads, "false", 0, 0, "",
 CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
            "How many requests may wait for a seat. Beyond it a request is refused with status "
            "429 and a Retry-After header.")
+CONFIG_KEY(INT, max_waiting_tokens, "4194304", 0, 2147483647, "tokens",
+           "How many prompt tokens may wait for a seat. A request that would exceed it is refused "
+           "with status 429; into an empty queue it is taken whatever its size. 0 means no limit.")
 CONFIG_KEY(INT, queue_timeout_ms, "0", 0, 86400000, "ms",
            "How long a request may wait for a seat before it is refused with status 429. 0 means "
            "as long as the client stays.")
@@ -111,6 +114,10 @@ CONFIG_KEY(INT, max_logprobs, "20", 0, 1000, "tokens",
            "The most alternatives a chat request may ask for with top_logprobs. Completions "
            "allow 5, as the API prescribes.")
 
+CONFIG_KEY(INT, request_timeout_ms, "3600000", 0, 86400000, "ms",
+           "How long one request may take in all. What runs longer is cancelled: status 408, or an "
+           "error event where a stream has begun. 0 means no limit.")
+
 CONFIG_SECTION("Server", "Addresses, and the limits that keep one client from harming others.")
 
 CONFIG_KEY(STRING, host, "127.0.0.1", 1, 255, "",
@@ -118,26 +125,63 @@ CONFIG_KEY(STRING, host, "127.0.0.1", 1, 255, "",
            "behind a proxy that authenticates.")
 CONFIG_KEY(INT, port, "8000", 0, 65535, "",
            "The TCP port to listen on. 0 lets the system choose one and prints it.")
-CONFIG_KEY(INT, max_connections, "1024", 1, 1000000, "connections",
+CONFIG_KEY(PATH, unix_socket, "", 0, 107, "",
+           "A UNIX socket to listen on instead of host and port. A socket that nobody listens on "
+           "any more is replaced.")
+CONFIG_KEY(STRING, unix_socket_mode, "0660", 3, 5, "octal digits",
+           "The permissions of the UNIX socket.")
+CONFIG_KEY(INT, max_connections, "4096", 1, 1000000, "connections",
            "How many clients may be connected at once. Further ones are not accepted until "
            "others leave.")
+CONFIG_KEY(INT, max_connections_per_address, "2048", 0, 1000000, "connections",
+           "How many of them one address may have; more are closed at once. 0 means no limit, "
+           "which suits a server that only a proxy talks to.")
 CONFIG_KEY(BYTES, connection_memory_bytes, "128KiB", 16384, 16777216, "",
            "The memory a connection has for its headers and its unsent output.")
 CONFIG_KEY(BYTES, max_body_bytes, "32MiB", 1024, 1073741824, "",
            "The largest request body. Larger ones are refused with status 413.")
 CONFIG_KEY(INT, json_depth, "64", 4, 512, "levels", "How deeply a request's JSON may nest.")
+CONFIG_KEY(INT, max_headers, "100", 1, 10000, "headers",
+           "How many header lines a request may have. More are refused with status 431.")
+CONFIG_KEY(INT, idle_timeout_ms, "75000", 100, 86400000, "ms",
+           "How long a connection may stay open between two requests.")
 CONFIG_KEY(INT, header_timeout_ms, "10000", 100, 600000, "ms",
-           "How long a client may take to send its headers.")
+           "How long a client may take to send its headers, from the first byte to the last.")
 CONFIG_KEY(INT, body_timeout_ms, "30000", 100, 3600000, "ms",
-           "How long a client may take to send its body.")
+           "How long a client may take to send its body, and the time that min_rate gives for what "
+           "has come.")
 CONFIG_KEY(INT, write_timeout_ms, "30000", 100, 3600000, "ms",
-           "How long a client may leave output unread before its connection is closed and its "
-           "requests are cancelled.")
+           "How long a client may take to accept output that is ready for it, and the time that "
+           "min_rate gives for its size. Then its connection is closed and its request cancelled.")
+CONFIG_KEY(BYTES, min_rate, "16KiB", 0, 1073741824, "",
+           "How many bytes a second a client must send or accept on average to be given more than "
+           "the timeouts for bodies and answers. 0 gives no more.")
 CONFIG_KEY(INT, sse_ping_ms, "15000", 0, 3600000, "ms",
            "After how long a silent stream gets a comment line, which keeps proxies from closing "
            "it. 0 sends none.")
 CONFIG_KEY(INT, drain_timeout_ms, "30000", 0, 3600000, "ms",
            "How long running requests may finish after SIGTERM before they are cancelled.")
+
+CONFIG_SECTION("Access", "Who may use the server, and over what.")
+
+CONFIG_KEY(
+    PATH, api_keys_file, "", 0, 4096, "",
+    "A file of API keys, one a line: the key, or a name and the key. With it, every path but "
+    "the health checks wants one, as a bearer token or in X-Api-Key. Empty means the "
+    "systemd credential api-keys, if there is one. Read again on SIGHUP.")
+CONFIG_KEY(INT, max_requests_per_key, "0", 0, 1000000, "requests",
+           "How many generations one key may have running or waiting; more are refused with status "
+           "429. 0 means no limit.")
+CONFIG_KEY(BOOL, metrics_without_key, "false", 0, 0, "",
+           "Serves /metrics to everybody even where API keys are set.")
+CONFIG_KEY(PATH, tls_cert_file, "", 0, 4096, "",
+           "The certificate and its chain as PEM; with it the server speaks TLS 1.2 and 1.3 only. "
+           "Empty means the systemd credential tls-cert, if there is one. Read again on SIGHUP.")
+CONFIG_KEY(PATH, tls_key_file, "", 0, 4096, "",
+           "The certificate's private key as PEM. Empty means the systemd credential tls-key.")
+CONFIG_KEY(STRING, cors_origins, "", 0, 4096, "origins separated by commas, or *",
+           "The origins whose pages may call the API from a browser, as in https://example.org. "
+           "Empty allows none.")
 
 CONFIG_SECTION("Operation", "What the daemon tells about itself.")
 
@@ -147,6 +191,14 @@ CONFIG_KEY(ENUM, log_format, "text", 0, 0, "text json",
            "How log lines are written: text for people, json for collectors.")
 CONFIG_KEY(BOOL, log_requests, "true", 0, 0, "",
            "Logs one line for each finished request: sizes and times, never what was said.")
+CONFIG_KEY(BOOL, log_prompts, "false", 0, 0, "",
+           "Also logs the body of each request, up to 2048 bytes of it, with what users said.")
+CONFIG_KEY(INT, stall_timeout_ms, "120000", 100, 86400000, "ms",
+           "How long the engine may have work and finish no step before the server calls itself "
+           "unhealthy and leaves systemd's watchdog unfed. Longer than any step.")
+CONFIG_KEY(INT, self_test_ms, "30000", 0, 86400000, "ms",
+           "After how much idle time the server generates one token for itself, so that a device "
+           "that died in silence is noticed. 0 never does.")
 CONFIG_KEY(BOOL, metrics, "true", 0, 0, "", "Serves /metrics in the format of Prometheus.")
 CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
            "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "

@@ -14,6 +14,7 @@ void api_model(struct exchange *ex);
 void api_tokenize(struct exchange *ex);
 void api_detokenize(struct exchange *ex);
 void api_health(struct exchange *ex);
+void api_health_live(struct exchange *ex);
 void api_version(struct exchange *ex);
 void api_metrics(struct exchange *ex);
 void api_debug_state(struct exchange *ex);

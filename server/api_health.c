@@ -10,25 +10,37 @@
 #include "server/exchange.h"
 #include "server/http_server.h"
 
-/* 200 means that the engine makes progress, not that the process exists. */
-void api_health(struct exchange *ex)
+static void answer(struct exchange *ex, bool live_only)
 {
     struct http_server *s = ex->server;
     struct strbuf body = STRBUF_INIT;
     struct api_error e = {0};
     struct engine_stats stats;
+    const char *why;
 
     engine_get_stats(s->engine, &stats);
-    if (s->draining)
+    if (!engine_bridge_is_alive(s->bridge, &stats, &why))
+        api_error_set(&e, 503, NULL, "engine_stalled", "%s", why);
+    else if (s->draining && !live_only)
         api_error_set(&e, 503, NULL, "shutting_down", "The server is shutting down.");
-    else if (!engine_bridge_is_alive(s->bridge, &stats))
-        api_error_set(&e, 503, NULL, "engine_stalled", "The engine makes no progress.");
     if (e.status) {
         exchange_reply_error(ex, &e);
         return;
     }
     strbuf_addstr(&body, "{\"status\":\"ok\"}");
     exchange_reply_json(ex, 200, &body);
+}
+
+/* Ready: send requests here. 200 means that the engine generates, not that the process exists. */
+void api_health(struct exchange *ex)
+{
+    answer(ex, false);
+}
+
+/* Live: do not restart it. A server that drains is. */
+void api_health_live(struct exchange *ex)
+{
+    answer(ex, true);
 }
 
 void api_version(struct exchange *ex)
@@ -45,7 +57,8 @@ void api_metrics(struct exchange *ex)
     struct engine_stats stats;
 
     engine_get_stats(ex->server->engine, &stats);
-    stats.healthy = engine_bridge_is_alive(ex->server->bridge, &stats);
+    stats.healthy = engine_bridge_is_alive(ex->server->bridge, &stats, NULL);
+    self_test_hide(&ex->server->bridge->self_test, &stats);
     metrics_write(&ex->server->metrics, &stats, ex->server->info, &body);
     exchange_reply(ex, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }

@@ -70,6 +70,7 @@ bool cli_configure(struct config *config, const char *usage, int argc, char **ar
 
 int cli_serve(int argc, char **argv)
 {
+    struct config_sources from = {.envp = environ, .argc = argc, .argv = argv};
     struct config config;
     struct err err = {0};
     int rc;
@@ -77,7 +78,7 @@ int cli_serve(int argc, char **argv)
     if (!cli_configure(&config, "spand [serve] [--model DIR] [--port N] ...", argc, argv, NULL, 0,
                        &rc))
         return rc;
-    rc = serve_run(&config, &err) < 0 ? cli_report(&err) : CLI_OK;
+    rc = serve_run(&config, &from, &err) < 0 ? cli_report(&err) : CLI_OK;
     config_release(&config);
     return rc;
 }

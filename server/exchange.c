@@ -13,9 +13,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "config/config.h"
+#include "server/access.h"
 #include "server/api_error.h"
 #include "server/client_watch.h"
 #include "server/generation.h"
+#include "server/http_framing.h"
 #include "server/http_server.h"
 #include "server/sse.h"
 
@@ -24,11 +26,8 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define EXCHANGE_MAGIC    0x45584348u
 #define DISCARD_MAX_BYTES (64 << 20) /* read for the sake of a readable answer, not more */
-#define STREAM_BLOCK      16384
 #define UNSENT_MAX_BYTES  (32 << 20) /* a client this far behind will not catch up */
-#define SENT_KEEP_BYTES   (1 << 20)  /* moved together when more of the buffer is already sent */
 
 static void make_id(char *out, size_t size)
 {
@@ -76,6 +75,7 @@ static void log_exchange(const struct exchange *ex)
     struct log_field fields[] = {
         {.key = "id", .str = ex->id},
         {.key = "client", .str = ex->client->addr},
+        {.key = "key", .str = ex->key ? ex->key->id : "-"},
         {.key = "method", .str = ex->method},
         {.key = "path", .str = ex->target},
         {.key = "status", .num = ex->status},
@@ -101,6 +101,7 @@ void exchange_free(struct exchange *ex)
         ex->status = 499; /* nginx's word for "the client closed the connection" */
     metrics_count_response(&s->metrics, ex->match.idx, ex->status);
     log_exchange(ex);
+    access_end(ex);
     if (ex->generation)
         generation_abandon(ex->generation);
     if (ex->prev)
@@ -148,6 +149,7 @@ void exchange_reply(struct exchange *ex, int status, const char *content_type, s
     ex->status = status;
     ex->content_type = content_type;
     ex->state = EXCHANGE_ANSWERED;
+    ex->has_ended = true;
     unwatch(ex); /* its probe must not fall into the answer */
     wake(ex);
 }
@@ -190,87 +192,6 @@ void exchange_stream_end(struct exchange *ex)
     exchange_stream_flush(ex);
 }
 
-static ssize_t read_stream(void *cls, uint64_t pos, char *buf, size_t max)
-{
-    struct exchange *ex = cls;
-    size_t n = ex->out.len - ex->out_at;
-
-    (void)pos;
-    CHECK(ex->magic == EXCHANGE_MAGIC);
-    if (ex->has_left || ex->out.failed)
-        return MHD_CONTENT_READER_END_WITH_ERROR;
-    if (n == 0 && ex->has_ended)
-        return MHD_CONTENT_READER_END_OF_STREAM;
-    if (n == 0) {
-        ex->is_suspended = true;
-        MHD_suspend_connection(ex->conn);
-        return 0;
-    }
-    if (n > max)
-        n = max;
-    memcpy(buf, ex->out.buf + ex->out_at, n);
-    ex->out_at += n;
-    if (ex->out_at == ex->out.len) {
-        strbuf_reset(&ex->out);
-        ex->out_at = 0;
-    } else if (ex->out_at > SENT_KEEP_BYTES && ex->out_at > ex->out.len / 2) {
-        strbuf_drop(&ex->out, ex->out_at);
-        ex->out_at = 0;
-    }
-    return (ssize_t)n;
-}
-
-static void add_headers(struct exchange *ex, struct MHD_Response *r)
-{
-    char text[32];
-
-    MHD_add_response_header(r, "Content-Type", ex->content_type);
-    MHD_add_response_header(r, "x-request-id", ex->id);
-    MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
-    if (ex->is_stream) {
-        MHD_add_response_header(r, "Cache-Control", "no-cache");
-        MHD_add_response_header(r, "X-Accel-Buffering", "no");
-    }
-    if (ex->retry_after_s > 0) {
-        snprintf(text, sizeof(text), "%d", ex->retry_after_s);
-        MHD_add_response_header(r, "Retry-After", text);
-    }
-    if (ex->status == 405 && ex->match.allow)
-        MHD_add_response_header(r, "Allow", ex->match.allow);
-    if (ex->server->draining)
-        MHD_add_response_header(r, "Connection", "close");
-}
-
-/* Hands the answer to the library. */
-static enum MHD_Result send_answer(struct exchange *ex)
-{
-    int timeout_ms = ex->server->config->write_timeout_ms;
-    struct MHD_Response *r;
-    enum MHD_Result rc;
-    size_t len;
-    char *buf;
-
-    ex->state = EXCHANGE_SENDING;
-    if (ex->is_stream) {
-        r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, ex,
-                                              NULL);
-    } else {
-        buf = strbuf_detach(&ex->out, &len);
-        r = buf ? MHD_create_response_from_buffer(len, buf, MHD_RESPMEM_MUST_FREE) : NULL;
-        if (!r)
-            free(buf);
-    }
-    if (!r)
-        return MHD_NO;
-    add_headers(ex, r);
-    /* Counts the time without progress, which is what a client that does not read looks like. */
-    MHD_set_connection_option(ex->conn, MHD_CONNECTION_OPTION_TIMEOUT,
-                              (unsigned)(timeout_ms + 999) / 1000);
-    rc = MHD_queue_response(ex->conn, ex->status, r);
-    MHD_destroy_response(r);
-    return rc;
-}
-
 /* The request, until then */
 
 static enum MHD_Result collect_header(void *cls, enum MHD_ValueKind kind, const char *name,
@@ -282,12 +203,28 @@ static enum MHD_Result collect_header(void *cls, enum MHD_ValueKind kind, const 
 }
 
 /* Everything that can be refused without the body. */
-static int check_head(struct exchange *ex, const char *version, struct api_error *e, bool *unsafe)
+static int check_head(struct exchange *ex, const struct request_line *line, struct api_error *e,
+                      bool *unsafe)
 {
     const struct config *config = ex->server->config;
     const struct route *route = ex->match.route;
 
-    if (http_head_check(&ex->head, version, e, unsafe) < 0)
+    if (http_head_check(&ex->head, line->version, e, unsafe) < 0)
+        return ERR_INVALID;
+    *unsafe = true;
+    if (!http_framing_is_plain(ex->conn, line->method, line->target, line->version))
+        return api_error_set(
+            e, 400, NULL, NULL,
+            "The head has a folded header, or a line that is not plain text with CR LF "
+            "behind it.");
+    if (ex->head.n_headers > config->max_headers)
+        return api_error_set(e, 431, NULL, NULL,
+                             "The request has %d headers; at most %d are taken.",
+                             ex->head.n_headers, config->max_headers);
+    *unsafe = false;
+    if (access_answer_preflight(ex))
+        return 0;
+    if (access_check_key(ex, e) < 0)
         return ERR_INVALID;
     if ((ex->match.gate == ROUTE_IF_METRICS && !config->metrics) ||
         (ex->match.gate == ROUTE_IF_DEBUG && !config->debug_endpoints)) {
@@ -308,7 +245,7 @@ static int check_head(struct exchange *ex, const char *version, struct api_error
     return 0;
 }
 
-enum MHD_Result exchange_begin(struct exchange *ex, const char *version)
+enum MHD_Result exchange_begin(struct exchange *ex, const struct request_line *line)
 {
     struct api_error e = {0};
     bool unsafe = false;
@@ -318,17 +255,18 @@ enum MHD_Result exchange_begin(struct exchange *ex, const char *version)
         memcpy(ex->id, ex->head.request_id, sizeof(ex->id));
     else
         make_id(ex->id, sizeof(ex->id));
-    ex->is_http_1_0 = !strcmp(version, "HTTP/1.0");
+    ex->is_http_1_0 = !strcmp(line->version, "HTTP/1.0");
     ex->match = router_find(ex->method, ex->target);
+    ex->client->n_body = 0;
     http_client_enter(ex->client, CLIENT_BODY);
-    if (check_head(ex, version, &e, &unsafe) == 0) {
+    if (check_head(ex, line, &e, &unsafe) == 0) {
         if (ex->head.content_length > 0)
             strbuf_grow(&ex->body, ex->head.content_length);
         return MHD_YES;
     }
     exchange_reply_error(ex, &e);
     if (unsafe || ex->head.expects_continue || ex->head.content_length > DISCARD_MAX_BYTES)
-        return send_answer(ex);
+        return exchange_send(ex);
     return MHD_YES;
 }
 
@@ -336,6 +274,7 @@ void exchange_add_body(struct exchange *ex, const char *data, size_t len)
 {
     struct api_error e = {0};
 
+    ex->client->n_body += (int64_t)len;
     if (ex->state != EXCHANGE_READING)
         return; /* refused; the rest is read for the sake of the answer */
     strbuf_add(&ex->body, data, len);
@@ -350,6 +289,18 @@ void exchange_add_body(struct exchange *ex, const char *data, size_t len)
 enum MHD_Result exchange_continue(struct exchange *ex)
 {
     CHECK(ex->magic == EXCHANGE_MAGIC);
+#if MHD_VERSION < 0x01000000
+    /*
+     * A connection that was suspended while the library wanted to read reads again when it is
+     * resumed, and then drops the answer for a client that has closed its sending side. After one
+     * more turn without an answer it no longer wants to.
+     */
+    if (!ex->has_settled) {
+        ex->has_settled = true;
+        http_client_enter(ex->client, CLIENT_BUSY); /* its FIN is no offence any more */
+        return MHD_YES;
+    }
+#endif
     if (ex->state == EXCHANGE_READING) {
         http_client_enter(ex->client, CLIENT_BUSY);
         ex->state = EXCHANGE_WAITING;
@@ -359,7 +310,7 @@ enum MHD_Result exchange_continue(struct exchange *ex)
         return MHD_NO;
     if (ex->state == EXCHANGE_ANSWERED) {
         http_client_enter(ex->client, CLIENT_BUSY);
-        return send_answer(ex);
+        return exchange_send(ex);
     }
     ex->is_suspended = true;
     MHD_suspend_connection(ex->conn);
@@ -381,9 +332,10 @@ static void on_client_gone(void *arg)
 
 void exchange_watch(struct exchange *ex, bool for_stream)
 {
-    enum client_fin fin = for_stream        ? CLIENT_FIN_LEAVES
-                          : ex->is_http_1_0 ? CLIENT_FIN_STAYS
-                                            : CLIENT_FIN_PROBE;
+    bool is_tls = ex->server->config->tls_cert_file[0] != '\0'; /* no plain bytes into that */
+    enum client_fin fin = for_stream || is_tls ? CLIENT_FIN_LEAVES
+                          : ex->is_http_1_0    ? CLIENT_FIN_STAYS
+                                               : CLIENT_FIN_PROBE;
 
     if (ex->watch || ex->client->fd < 0)
         return;
@@ -392,9 +344,30 @@ void exchange_watch(struct exchange *ex, bool for_stream)
         log_warn("%s: no descriptor left to watch the client with", ex->id);
 }
 
+/* The whole request has its time too. */
+static void expire(struct exchange *ex, int64_t now_ns)
+{
+    int64_t most_ms = ex->server->config->request_timeout_ms;
+    struct api_error e = {0};
+
+    if (most_ms == 0 || !ex->generation || now_ns - ex->began_ns < most_ms * 1000000)
+        return;
+    api_error_set(&e, 408, NULL, "request_timeout", "The request took longer than %lld ms.",
+                  (long long)most_ms);
+    generation_refuse(ex->generation, &e);
+}
+
 void exchange_sweep(struct exchange *ex, int64_t now_ns)
 {
     int64_t every_ns = ex->server->config->sse_ping_ms * INT64_C(1000000);
+
+    if (exchange_is_late(ex, now_ns)) {
+        log_warn("%s: the client does not take its answer, the connection is closed", ex->id);
+        ex->server->metrics.n_timeouts++;
+        on_client_gone(ex);
+        http_client_cut(ex->client);
+    }
+    expire(ex, now_ns);
 
     if (ex->is_stream && ex->out.len - ex->out_at > UNSENT_MAX_BYTES) {
         log_warn("%s: the client reads too slowly, its stream is cut", ex->id);

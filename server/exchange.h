@@ -16,16 +16,23 @@
 #include <microhttpd.h>
 
 struct api_error;
+struct api_key;
 struct client_watch;
 struct generation;
 struct http_client;
 struct http_server;
+
+#define EXCHANGE_MAGIC 0x45584348u
 
 enum exchange_state {
     EXCHANGE_READING,  /* the body is coming in */
     EXCHANGE_WAITING,  /* the handler was called and has not answered */
     EXCHANGE_ANSWERED, /* the answer is there and not yet queued */
     EXCHANGE_SENDING   /* queued; a stream may still grow */
+};
+
+struct request_line {
+    const char *method, *target, *version;
 };
 
 struct exchange {
@@ -40,9 +47,14 @@ struct exchange {
     struct http_head head;
     enum exchange_state state;
     bool is_suspended, is_stream, has_ended, has_left, is_http_1_0;
-    struct strbuf body; /* of the request */
-    struct strbuf out;  /* the answer, or the part of a stream that is not sent */
-    size_t out_at;      /* sent bytes of out */
+    bool counts_for_key, has_settled;
+    struct api_key *key;   /* it came with; NULL where none are wanted */
+    struct strbuf body;    /* of the request */
+    struct strbuf out;     /* the answer, or the part of a stream that is not sent */
+    size_t out_at;         /* sent bytes of out */
+    int64_t n_out, n_sent; /* bytes of the answer so far; those that left for the kernel */
+    int64_t mark, mark_ns; /* n_out at some time, which n_sent must reach before its deadline */
+    int64_t mark_bytes;    /* that were unsent then */
     const char *content_type;
     int status, retry_after_s;
     char id[HTTP_REQUEST_ID_BYTES];
@@ -54,7 +66,8 @@ struct exchange {
 /* The three callbacks of libmicrohttpd, with the exchange they are about. NULL: out of memory. */
 struct exchange *exchange_new(struct http_server *server, struct http_client *client,
                               struct MHD_Connection *conn, const char *method, const char *target);
-enum MHD_Result exchange_begin(struct exchange *ex, const char *version);
+/* *line: the pointers that the library passed, which are not copies. */
+enum MHD_Result exchange_begin(struct exchange *ex, const struct request_line *line);
 void exchange_add_body(struct exchange *ex, const char *data, size_t len);
 enum MHD_Result exchange_continue(struct exchange *ex);
 
@@ -76,6 +89,12 @@ void exchange_stream_end(struct exchange *ex);
 
 /* Watches for the client to leave, while a generation works for it. */
 void exchange_watch(struct exchange *ex, bool for_stream);
+
+/* exchange_send.c: hands the answer to the library. */
+enum MHD_Result exchange_send(struct exchange *ex);
+
+/* Has the client taken too long to accept what was ready for it? To be asked regularly. */
+bool exchange_is_late(struct exchange *ex, int64_t now_ns);
 
 /* Regular look at a waiting or streaming exchange: pings, and clients that fall behind. */
 void exchange_sweep(struct exchange *ex, int64_t now_ns);

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "config/config.h"
 #include "engine/engine.h"
+#include "server/access.h"
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
 #include "server/generation_prompt.h"
@@ -109,15 +110,21 @@ void generation_abandon(struct generation *g)
     free_if_unused(g);
 }
 
-void generation_stop(struct generation *g)
+/* *e is not g->error, which may be the pool's to write. */
+void generation_refuse(struct generation *g, const struct api_error *e)
 {
-    struct api_error e = {0}; /* g->error may be the pool's to write */
-
     CHECK(g->magic == GENERATION_MAGIC);
-    api_error_set(&e, 503, NULL, "shutting_down", "The server is shutting down.");
-    tell_error(g, &e);
+    tell_error(g, e);
     cancel_choices(g);
     free_if_unused(g);
+}
+
+void generation_stop(struct generation *g)
+{
+    struct api_error e = {0};
+
+    api_error_set(&e, 503, NULL, "shutting_down", "The server is shutting down.");
+    generation_refuse(g, &e);
 }
 
 bool generation_streams(const struct generation *g)
@@ -311,11 +318,15 @@ static void after_prepare(uv_work_t *work, int status)
 void generation_start(struct exchange *ex, enum openai_api api)
 {
     struct generation *g = calloc(1, sizeof(*g));
-    struct api_error no_room = {0};
+    struct api_error e = {0};
 
-    if (!g) {
-        api_error_set(&no_room, 503, NULL, NULL, "The server is out of memory.");
-        exchange_reply_error(ex, &no_room);
+    if (!g)
+        api_error_set(&e, 503, NULL, NULL, "The server is out of memory.");
+    else if (api & (API_COMPLETIONS | API_CHAT))
+        access_begin_generation(ex, &e);
+    if (e.status) {
+        free(g);
+        exchange_reply_error(ex, &e);
         return;
     }
     g->magic = GENERATION_MAGIC;

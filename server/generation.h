@@ -78,7 +78,10 @@ void generation_unpark(struct generation *g);
 /* Nobody waits any more: cancels, and frees as soon as the engine has let go. */
 void generation_abandon(struct generation *g);
 
-/* The server stops: cancels everything and tells the client. */
+/* Cancels everything and tells the client why. */
+void generation_refuse(struct generation *g, const struct api_error *e);
+
+/* The server stops. */
 void generation_stop(struct generation *g);
 
 /* Will the answer be a stream? False as long as that is not known. */

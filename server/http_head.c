@@ -74,6 +74,7 @@ static void read_request_id(struct http_head *h, const char *s)
 
 void http_head_add(struct http_head *h, const char *name, const char *value)
 {
+    h->n_headers++;
     if (!value)
         value = "";
     if (!is_token(name)) {

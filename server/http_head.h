@@ -16,7 +16,7 @@ struct api_error;
 #define HTTP_REQUEST_ID_BYTES 72
 
 struct http_head {
-    int n_host, n_length, n_transfer, n_authorization, n_type;
+    int n_headers, n_host, n_length, n_transfer, n_authorization, n_type;
     int64_t content_length; /* -1: none, or none that can be read */
     bool bad_name, bad_length, bad_transfer, bad_host, is_encoded;
     bool expects_continue, expects_other;

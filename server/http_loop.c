@@ -1,6 +1,8 @@
 /*
- * http_loop - the junction of the two libraries. "Run again at once" goes through a timer of 0 ms
- * instead of an inner loop, so that signals and the engine's news get their turn in between.
+ * http_loop - the junction of the two libraries. "Run again at once" goes through an idle handle
+ * instead of an inner loop, so that signals and the engine's news get their turn in between. A
+ * timer of 0 ms would not do: libuv 1.44 fires a timer that is due again without leaving its
+ * timers.
  */
 #include "server/http_loop.h"
 
@@ -14,6 +16,12 @@ static void on_timer(uv_timer_t *timer)
     http_loop_run(timer->data);
 }
 
+static void on_idle(uv_idle_t *idle)
+{
+    uv_idle_stop(idle);
+    http_loop_run(idle->data);
+}
+
 void http_loop_run(struct http_loop *l)
 {
     MHD_UNSIGNED_LONG_LONG ms;
@@ -24,10 +32,14 @@ void http_loop_run(struct http_loop *l)
     l->is_running = true;
     MHD_run(l->daemon);
     l->is_running = false;
-    if (MHD_get_timeout(l->daemon, &ms) == MHD_YES)
-        uv_timer_start(&l->timer, on_timer, ms, 0);
+    uv_timer_stop(&l->timer);
+    uv_idle_stop(&l->idle);
+    if (MHD_get_timeout(l->daemon, &ms) != MHD_YES)
+        return;
+    if (ms == 0)
+        uv_idle_start(&l->idle, on_idle);
     else
-        uv_timer_stop(&l->timer);
+        uv_timer_start(&l->timer, on_timer, ms, 0);
 }
 
 static void on_readable(uv_poll_t *poll, int status, int events)
@@ -48,9 +60,11 @@ int http_loop_open(struct http_loop *l, uv_loop_t *uv, struct MHD_Daemon *daemon
     if (rc < 0)
         return err_set(err, ERR_IO, "watching the HTTP daemon: %s", uv_strerror(rc));
     uv_timer_init(uv, &l->timer);
+    uv_idle_init(uv, &l->idle);
     l->daemon = daemon;
     l->poll.data = l;
     l->timer.data = l;
+    l->idle.data = l;
     l->is_open = true;
     uv_poll_start(&l->poll, UV_READABLE, on_readable);
     http_loop_run(l);
@@ -64,4 +78,5 @@ void http_loop_close(struct http_loop *l)
     l->is_open = false;
     uv_close((uv_handle_t *)&l->poll, NULL);
     uv_close((uv_handle_t *)&l->timer, NULL);
+    uv_close((uv_handle_t *)&l->idle, NULL);
 }

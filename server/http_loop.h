@@ -17,6 +17,7 @@ struct http_loop { /* fields are private */
     struct MHD_Daemon *daemon;
     uv_poll_t poll;
     uv_timer_t timer;
+    uv_idle_t idle;
     bool is_open, is_running;
 };
 

@@ -7,7 +7,6 @@
  */
 #include "server/http_server.h"
 
-#include "base/build_info.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -15,77 +14,19 @@
 #include "server/exchange.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
-#define SWEEP_MS  100
-#define IDLE_MS   75000 /* as nginx: longer than the pools of clients keep a connection */
-#define BACKLOG   1024  /* bursts of clients; the kernel cuts it to its own limit */
-#define SPARE_FDS 64    /* model files, logs, epoll sets */
-
-/* The socket */
-
-static int open_socket(const struct addrinfo *ai, struct err *err)
-{
-    int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, ai->ai_protocol);
-    int on = 1;
-
-    if (fd < 0)
-        return err_set_errno(err, ERR_IO, errno, "socket");
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
-        int errno_value = errno;
-
-        close(fd);
-        return err_set_errno(err, ERR_IO, errno_value, "cannot listen");
-    }
-    return fd;
-}
-
-static void read_address(struct http_server *s)
-{
-    struct sockaddr_storage ss;
-    socklen_t len = sizeof(ss);
-    char host[INET6_ADDRSTRLEN] = "", port[8] = "0";
-
-    getsockname(s->listen_fd, (struct sockaddr *)&ss, &len);
-    getnameinfo((struct sockaddr *)&ss, len, host, sizeof(host), port, sizeof(port),
-                NI_NUMERICHOST | NI_NUMERICSERV);
-    s->port = atoi(port);
-    snprintf(s->address, sizeof(s->address), strchr(host, ':') ? "http://[%s]:%s" : "http://%s:%s",
-             host, port);
-}
-
-static int listen_on(struct http_server *s, struct err *err)
-{
-    const struct config *c = s->config;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-    struct addrinfo *list;
-    char port[8];
-    int rc;
-
-    snprintf(port, sizeof(port), "%d", c->port);
-    rc = getaddrinfo(c->host, port, &hints, &list);
-    if (rc != 0)
-        return err_set(err, ERR_IO, "host %s: %s", c->host, gai_strerror(rc));
-    rc = open_socket(list, err);
-    freeaddrinfo(list);
-    if (rc < 0) {
-        err_prefix(err, "%s port %d", c->host, c->port);
-        return rc;
-    }
-    s->listen_fd = rc;
-    read_address(s);
-    return 0;
-}
+#define SWEEP_MS     100
+#define SPARE_FDS    64 /* model files, logs, epoll sets */
+#define STUCK_SWEEPS 3
 
 /* A descriptor for each connection and one for its watch. */
 static void raise_fd_limit(const struct config *c)
@@ -111,6 +52,25 @@ void http_client_enter(struct http_client *c, enum client_phase phase)
     c->since_ns = clock_ns();
 }
 
+void http_client_cut(struct http_client *c)
+{
+    if (c->fd >= 0 && !c->is_cut)
+        shutdown(c->fd, SHUT_RDWR);
+    c->is_cut = true;
+}
+
+static void name_address(struct http_client *c, const struct sockaddr *addr)
+{
+    socklen_t len = sizeof(struct sockaddr_in);
+
+    if (addr && addr->sa_family == AF_INET6)
+        len = sizeof(struct sockaddr_in6);
+    if (!addr || addr->sa_family == AF_UNIX)
+        snprintf(c->addr, sizeof(c->addr), "unix");
+    else
+        getnameinfo(addr, len, c->addr, sizeof(c->addr), NULL, 0, NI_NUMERICHOST);
+}
+
 static void client_open(struct http_server *s, struct MHD_Connection *conn, void **ctx)
 {
     struct http_client *c = calloc(1, sizeof(*c));
@@ -125,11 +85,7 @@ static void client_open(struct http_server *s, struct MHD_Connection *conn, void
     c->fd = fd ? fd->connect_fd : -1;
     c->phase = CLIENT_HEAD;
     c->since_ns = clock_ns();
-    if (addr && addr->client_addr)
-        getnameinfo(addr->client_addr,
-                    addr->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
-                                                             : sizeof(struct sockaddr_in),
-                    c->addr, sizeof(c->addr), NULL, 0, NI_NUMERICHOST);
+    name_address(c, addr ? addr->client_addr : NULL);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     c->next = s->clients;
     if (c->next)
@@ -150,6 +106,22 @@ static void client_close(struct http_server *s, struct http_client *c)
         c->next->prev = c->prev;
     s->metrics.n_connections--;
     free(c);
+}
+
+static bool has_room(const struct http_server *s)
+{
+    return s->metrics.n_connections < s->config->max_connections;
+}
+
+static bool on_accept(void *arg, int fd, const struct sockaddr *addr, socklen_t len)
+{
+    struct http_server *s = arg;
+
+    /* It closes the socket itself when it refuses: the address has too many, or memory is out. */
+    if (MHD_add_connection(s->daemon, fd, addr, len) != MHD_YES)
+        s->metrics.n_refused_connections++;
+    http_loop_run(&s->loop);
+    return has_room(s);
 }
 
 static void on_connection(void *cls, struct MHD_Connection *conn, void **ctx,
@@ -197,12 +169,13 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
 {
     struct http_client *c = client_of(conn);
     struct exchange *ex = *ctx;
+    struct request_line line = {.method = method, .target = url, .version = version};
 
     if (!c)
         return MHD_NO;
     if (!ex) {
         ex = *ctx = exchange_new(cls, c, conn, method, url);
-        return ex ? exchange_begin(ex, version) : MHD_NO;
+        return ex ? exchange_begin(ex, &line) : MHD_NO;
     }
     if (*data_len > 0) {
         exchange_add_body(ex, data, *data_len);
@@ -215,11 +188,10 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
 static void on_completed(void *cls, struct MHD_Connection *conn, void **ctx,
                          enum MHD_RequestTerminationCode code)
 {
-    struct http_server *s = cls;
     struct http_client *c = client_of(conn);
 
-    if (code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED)
-        s->metrics.n_timeouts++;
+    (void)cls;
+    (void)code;
     if (*ctx)
         exchange_free(*ctx);
     *ctx = NULL;
@@ -246,17 +218,22 @@ static void on_panic(void *cls, const char *file, unsigned int line, const char 
 
 /* Deadlines */
 
-static int64_t deadline_ms(const struct http_server *s, enum client_phase phase)
+int64_t http_server_patience_ms(const struct config *config, int timeout_ms, int64_t n_bytes)
 {
-    switch (phase) {
+    return timeout_ms + (config->min_rate ? n_bytes * 1000 / config->min_rate : 0);
+}
+
+static int64_t deadline_ms(const struct http_server *s, const struct http_client *c)
+{
+    switch (c->phase) {
     case CLIENT_IDLE:
-        return IDLE_MS;
+        return s->config->idle_timeout_ms;
     case CLIENT_HEAD:
         return s->config->header_timeout_ms;
     case CLIENT_BODY:
-        return s->config->body_timeout_ms;
+        return http_server_patience_ms(s->config, s->config->body_timeout_ms, c->n_body);
     default:
-        return INT64_MAX / 1000000; /* writing has the library's own timeout */
+        return INT64_MAX / 1000000; /* answers have their own: exchange_sweep() */
     }
 }
 
@@ -272,16 +249,32 @@ static bool has_closed(const struct http_client *c)
            recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
+/*
+ * 0.9.75 rescans its full buffer for ever when a chunk's extension does not fit into it, and keeps
+ * the loop busy with it. Its mark: bytes wait in the kernel, and sweep after sweep none come in.
+ */
+static bool is_stuck(struct http_client *c)
+{
+    int n_waiting = 0;
+
+    if (c->phase != CLIENT_BODY || c->n_body != c->n_body_seen ||
+        ioctl(c->fd, FIONREAD, &n_waiting) < 0 || n_waiting == 0)
+        c->n_stuck = 0;
+    else
+        c->n_stuck++;
+    c->n_body_seen = c->n_body;
+    return c->n_stuck >= STUCK_SWEEPS;
+}
+
 static void sweep_client(struct http_server *s, struct http_client *c, int64_t now)
 {
-    bool is_late = now - c->since_ns >= deadline_ms(s, c->phase) * 1000000;
+    bool is_late = now - c->since_ns >= deadline_ms(s, c) * 1000000;
 
-    if (c->fd < 0 || c->is_cut || (!is_late && !has_closed(c)))
+    if (c->is_cut || (!is_late && !has_closed(c) && !is_stuck(c)))
         return;
     if (is_late && c->phase != CLIENT_IDLE)
         s->metrics.n_timeouts++;
-    c->is_cut = true;
-    shutdown(c->fd, SHUT_RDWR);
+    http_client_cut(c);
 }
 
 static void on_sweep(uv_timer_t *timer)
@@ -297,44 +290,84 @@ static void on_sweep(uv_timer_t *timer)
         exchange_sweep(ex, now);
     }
     http_loop_run(&s->loop);
+    if (has_room(s))
+        http_listen_resume(&s->listen);
 }
 
 /* Life */
 
+/* What the two lines of the library call differently. */
+#if MHD_VERSION >= 0x01000000
+#define STRICTNESS MHD_OPTION_CLIENT_DISCIPLINE_LVL, 1 /* no bare CR or LF, no folded headers */
+#else
+#define STRICTNESS                                                                                 \
+    MHD_OPTION_STRICT_FOR_CLIENT, 1 /* the rest is http_head's and http_framing's                  \
+                                     */
+#endif
+
 static struct MHD_Daemon *start_daemon(struct http_server *s)
 {
     const struct config *c = s->config;
-    struct sockaddr_storage ss;
-    socklen_t len = sizeof(ss);
-    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    bool is_tls = c->tls_cert_file[0] != '\0';
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG |
+                     MHD_USE_NO_LISTEN_SOCKET | (is_tls ? MHD_USE_TLS : 0);
+    struct MHD_OptionItem tls[] = {
+        {MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)(uintptr_t)tls_store_retrieve},
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)TLS_STORE_PRIORITIES},
+        {MHD_OPTION_END, 0, NULL}};
+    struct MHD_OptionItem none[] = {{MHD_OPTION_END, 0, NULL}};
 
-    if (getsockname(s->listen_fd, (struct sockaddr *)&ss, &len) == 0 && ss.ss_family == AF_INET6)
-        flags |= MHD_USE_IPv6;
     MHD_set_panic_func(on_panic, NULL);
     return MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, s, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
-        MHD_OPTION_LISTEN_SOCKET, s->listen_fd, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, s, MHD_OPTION_URI_LOG_CALLBACK, on_uri, s,
-        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, s, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)c->max_connections, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)c->connection_memory_bytes, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)(IDLE_MS / 1000), MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, s, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+        s, MHD_OPTION_URI_LOG_CALLBACK, on_uri, s, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, s,
+        STRICTNESS, MHD_OPTION_CONNECTION_LIMIT, (unsigned)c->max_connections,
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)c->max_connections_per_address,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)c->connection_memory_bytes, MHD_OPTION_ARRAY,
+        is_tls ? tls : none, MHD_OPTION_END);
+}
+
+static int load_tls(struct http_server *s, struct err *err)
+{
+    const struct config *c = s->config;
+
+    if (!c->tls_cert_file[0] != !c->tls_key_file[0])
+        return err_set(err, ERR_INVALID, "tls_cert_file and tls_key_file go together");
+    if (!c->tls_cert_file[0])
+        return 0;
+    if (MHD_is_feature_supported(MHD_FEATURE_HTTPS_CERT_CALLBACK) != MHD_YES)
+        return err_set(err, ERR_UNSUPPORTED, "this libmicrohttpd was built without TLS");
+    tls_store_use(&s->tls);
+    return tls_store_load(&s->tls, c->tls_cert_file, c->tls_key_file, err);
+}
+
+int http_server_load_access(struct http_server *s, struct err *err)
+{
+    int rc = load_tls(s, err);
+
+    if (rc == 0 && s->config->api_keys_file[0])
+        rc = api_keys_load(&s->keys, s->config->api_keys_file, err);
+    return rc;
 }
 
 int http_server_open(struct http_server *s, struct err *err)
 {
     int rc;
 
-    s->listen_fd = -1;
     s->metrics.page_entries = s->config->page_entries;
     raise_fd_limit(s->config);
-    rc = listen_on(s, err);
+    rc = http_server_load_access(s, err);
+    if (rc == 0)
+        rc = http_listen_open(&s->listen, s->config, err);
     if (rc < 0)
         return rc;
     s->daemon = start_daemon(s);
     if (!s->daemon)
-        return err_set(err, ERR_IO, "libmicrohttpd does not start on %s", s->address);
+        return err_set(err, ERR_IO, "libmicrohttpd does not start on %s", s->listen.address);
     rc = http_loop_open(&s->loop, s->uv, s->daemon, err);
+    if (rc == 0)
+        rc = http_listen_start(&s->listen, s->uv, on_accept, s, err);
     if (rc < 0)
         return rc;
     uv_timer_init(s->uv, &s->sweep);
@@ -345,23 +378,14 @@ int http_server_open(struct http_server *s, struct err *err)
 
 void http_server_drain(struct http_server *s)
 {
-    int fd;
-
-    if (s->draining)
-        return;
     s->draining = true;
-    fd = MHD_quiesce_daemon(s->daemon);
-    if (fd >= 0)
-        close(fd);
-    s->listen_fd = -1;
+    http_listen_close(&s->listen);
 }
 
 void http_server_cut(struct http_server *s)
 {
-    for (struct http_client *c = s->clients; c; c = c->next) {
-        if (c->fd >= 0)
-            shutdown(c->fd, SHUT_RDWR);
-    }
+    for (struct http_client *c = s->clients; c; c = c->next)
+        http_client_cut(c);
     http_loop_run(&s->loop);
 }
 
@@ -370,11 +394,11 @@ void http_server_close(struct http_server *s)
     if (s->sweep.data)
         uv_close((uv_handle_t *)&s->sweep, NULL);
     s->sweep.data = NULL;
+    http_listen_close(&s->listen);
     http_loop_close(&s->loop);
     if (s->daemon)
         MHD_stop_daemon(s->daemon);
-    else if (s->listen_fd > 0)
-        close(s->listen_fd);
     s->daemon = NULL;
-    s->listen_fd = -1;
+    api_keys_release(&s->keys);
+    tls_store_release(&s->tls);
 }

@@ -26,8 +26,8 @@ static const double count_edges[] = {1,     2,      5,      10,     20,   50,   
                                      200,   500,    1000,   2000,   5000, 10000, 20000,
                                      50000, 100000, 200000, 500000, 1e6,  0};
 
-static const int statuses[METRICS_N_STATUS] = {200, 400, 401, 403, 404, 405, 408, 413,
-                                               415, 429, 499, 500, 501, 503, 505, 0};
+static const int statuses[METRICS_N_STATUS] = {200, 204, 400, 401, 403, 404, 405, 408, 413, 415,
+                                               417, 429, 431, 499, 500, 501, 503, 505, 0};
 
 static void observe(struct histogram *h, const double *edges, double value, int64_t times)
 {

@@ -16,7 +16,7 @@ struct strbuf;
 
 #define METRICS_MAX_EDGES  32
 #define METRICS_MAX_ROUTES 48
-#define METRICS_N_STATUS   16
+#define METRICS_N_STATUS   24
 
 struct histogram {
     int64_t counts[METRICS_MAX_EDGES + 1]; /* not cumulative; the last one is above every edge */

@@ -57,6 +57,8 @@ METRIC("gauge", "spand_connections", NULL, "Open connections.", m->n_connections
 METRIC("gauge", "spand_exchanges", NULL, "HTTP requests that are being served.", m->n_exchanges)
 COUNTER(n_clients_left, "spand_clients_left_total", NULL,
         "Clients that left before their answer was complete.")
+COUNTER(n_refused_connections, "spand_refused_connections_total", NULL,
+        "Connections closed at once, because their address had too many or memory was out.")
 COUNTER(n_timeouts, "spand_timeouts_total", NULL,
         "Connections closed because the client was too slow.")
 

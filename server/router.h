@@ -14,7 +14,8 @@ struct exchange;
 
 enum route_method { ROUTE_GET = 1, ROUTE_POST = 2 };
 
-enum route_gate { ROUTE_ALWAYS, ROUTE_IF_METRICS, ROUTE_IF_DEBUG };
+/* Who gets there, and when: everybody with a key, even those without, ... */
+enum route_gate { ROUTE_ALWAYS, ROUTE_OPEN, ROUTE_PAGE, ROUTE_IF_METRICS, ROUTE_IF_DEBUG };
 
 struct route {
     const char *path; /* ends in / when a name follows */

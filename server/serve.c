@@ -13,6 +13,8 @@
 #include "base/log.h"
 #include "config/config.h"
 #include "engine/engine.h"
+#include "server/config_reload.h"
+#include "server/crash.h"
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
 #include "server/http_server.h"
@@ -30,12 +32,13 @@
 enum stop_phase { STOP_NOT, STOP_DRAINING, STOP_CANCELED, STOP_CUT };
 
 struct serve {
-    const struct config *config;
+    struct config *config;
+    const struct config_sources *from; /* NULL: nothing to read again */
     uv_loop_t uv;
     struct engine *engine;
     struct engine_bridge bridge;
     struct http_server http;
-    uv_signal_t signals[2];
+    uv_signal_t signals[3];
     uv_timer_t drain, watchdog;
     enum stop_phase phase;
     int64_t phase_since_ns;
@@ -89,6 +92,31 @@ static void on_signal(uv_signal_t *handle, int signo)
     }
 }
 
+/* What is wrong in the new settings is logged; the daemon goes on with the old ones. */
+static void on_hup(uv_signal_t *handle, int signo)
+{
+    struct serve *s = handle->data;
+    struct err err = {0};
+    int rc = 0;
+
+    (void)signo;
+    if (s->phase != STOP_NOT)
+        return;
+    sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "RELOADING=1\nMONOTONIC_USEC=%lld",
+                   (long long)(clock_ns() / 1000));
+    if (s->from)
+        rc = config_reload(s->config, s->from, &err);
+    if (rc == 0)
+        rc = http_server_load_access(&s->http, &err);
+    log_configure(s->config->log_level, s->config->log_format);
+    if (rc < 0)
+        log_error("reload failed, the old settings stay: %s", err.msg);
+    else
+        log_info("reloaded settings, keys and certificates");
+    sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=%s%s",
+                   rc < 0 ? "reload failed: " : "reloaded", rc < 0 ? err.msg : "");
+}
+
 /* A sign of life only while the engine lives: a stalled one is for systemd to restart. */
 static void on_watchdog(uv_timer_t *timer)
 {
@@ -96,7 +124,7 @@ static void on_watchdog(uv_timer_t *timer)
     struct engine_stats stats;
 
     engine_get_stats(s->engine, &stats);
-    if (engine_bridge_is_alive(&s->bridge, &stats))
+    if (engine_bridge_is_alive(&s->bridge, &stats, NULL))
         sd_notify_send(SD_NOTIFY_MAY_DROP, "WATCHDOG=1\nSTATUS=serving: %lld running, %lld waiting",
                        (long long)stats.n_running, (long long)stats.n_waiting);
 }
@@ -167,9 +195,9 @@ static void print_welcome(const struct serve *s)
     strbuf_addstr(&body, ",\"prompt\":\"Once upon a time\",\"max_tokens\":32}");
     printf("spand %s serves %s on %s, %s, plan %s\n", build_version(), i->model_id,
            i->device ? i->device : "cpu", i->dtype ? i->dtype : "", i->plan ? i->plan : "dense");
-    printf("listening on %s\n", s->http.address);
+    printf("listening on %s\n", s->http.listen.address);
     printf("try: curl %s/v1/completions -H 'Content-Type: application/json' -d '%s'\n",
-           s->http.address, body.buf);
+           s->http.listen.address, body.buf);
     if (fflush(stdout) != 0)
         clearerr(stdout); /* a full disk: clients are served all the same */
     strbuf_release(&body);
@@ -177,14 +205,14 @@ static void print_welcome(const struct serve *s)
 
 static void start_handles(struct serve *s)
 {
-    static const int signos[2] = {SIGTERM, SIGINT};
+    static const int signos[3] = {SIGTERM, SIGINT, SIGHUP};
     int64_t watchdog_ms = sd_notify_watchdog_ms();
 
     signal(SIGPIPE, SIG_IGN);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         uv_signal_init(&s->uv, &s->signals[i]);
         s->signals[i].data = s;
-        uv_signal_start(&s->signals[i], on_signal, signos[i]);
+        uv_signal_start(&s->signals[i], signos[i] == SIGHUP ? on_hup : on_signal, signos[i]);
     }
     uv_timer_init(&s->uv, &s->drain);
     uv_timer_init(&s->uv, &s->watchdog);
@@ -206,10 +234,13 @@ static int open_all(struct serve *s, struct err *err)
     rc = engine_open(&s->engine, s->config, &hooks, err);
     if (rc < 0)
         return rc;
-    engine_bridge_attach(&s->bridge, s->engine);
+    crash_set_engine(s->engine);
+    s->http.config = s->config;
+    rc = engine_bridge_attach(&s->bridge, s->engine, s->config->stall_timeout_ms, err);
+    if (rc < 0)
+        return rc;
     start_handles(s); /* until here a signal simply ends the process */
     fill_limits(s);
-    s->http.config = s->config;
     s->http.engine = s->engine;
     s->http.info = engine_get_info(s->engine);
     s->http.bridge = &s->bridge;
@@ -226,6 +257,7 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 static void close_all(struct serve *s)
 {
+    crash_set_engine(NULL);
     http_server_close(&s->http);
     engine_close(s->engine);
     engine_bridge_close(&s->bridge);
@@ -234,18 +266,21 @@ static void close_all(struct serve *s)
     uv_loop_close(&s->uv);
 }
 
-int serve_run(const struct config *config, struct err *err)
+int serve_run(struct config *config, const struct config_sources *from, struct err *err)
 {
-    struct serve s = {.config = config};
+    struct serve s = {.config = config, .from = from};
     int rc = uv_loop_init(&s.uv);
 
     if (rc < 0)
         return err_set(err, ERR_IO, "the event loop: %s", uv_strerror(rc));
-    rc = open_all(&s, err);
+    crash_install(config);
+    rc = config_find_credentials(config, err);
+    if (rc == 0)
+        rc = open_all(&s, err);
     if (rc == 0) {
         print_welcome(&s);
         sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=serving %s on %s",
-                       s.http.info->model_id, s.http.address);
+                       s.http.info->model_id, s.http.listen.address);
         uv_run(&s.uv, UV_RUN_DEFAULT);
         log_info("stopped");
     }

@@ -254,6 +254,40 @@ END_TEST
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
+/* Waiting prompt tokens are bounded, the queue's first request is not, and ends give them back. */
+START_TEST(engine_limits__bound_the_tokens_that_wait)
+{
+    const char *flags[] = {"--max-batch", "1", "--max-waiting-tokens", "16", NULL};
+    struct engine *e = open_with(flags);
+    struct collected c[4];
+    uint64_t id[4];
+    int n_refused = 0;
+    struct err err = {0};
+
+    for (int i = 0; i < 4; i++) {
+        struct engine_request req = seeded(0); /* 10 tokens */
+
+        collected_init(&c[i]);
+        req.user = &c[i];
+        err = (struct err){0};
+        id[i] = 0;
+        if (engine_submit(e, &req, &id[i], &err) < 0) {
+            ck_assert_int_eq(err.code, ERR_LIMIT);
+            ck_assert_ptr_nonnull(strstr(err.msg, "prompt tokens are waiting"));
+            n_refused++;
+        }
+    }
+    ck_assert_int_ge(n_refused, 2); /* one runs or waits, perhaps one waits behind it */
+    for (int i = 0; i < 4; i++) {
+        if (id[i])
+            ck_assert(engine_fixture_wait(e, &c[i], 50));
+        collected_release(&c[i]);
+    }
+    ck_assert_int_eq(atomic_load(&e->waiting_tokens), 0);
+    engine_close(e);
+}
+END_TEST
+
 TEST_SUITE(engine_limits)
 {
     TCase *tc = test_case(suite, "core");
@@ -264,4 +298,5 @@ TEST_SUITE(engine_limits)
     tcase_add_test(tc, engine_limits__bound_the_memory_of_requests);
     tcase_add_test(tc, engine_limits__refuse_what_exceeds_all_memory);
     tcase_add_test(tc, engine_limits__pay_for_no_tokens_in_advance);
+    tcase_add_test(tc, engine_limits__bound_the_tokens_that_wait);
 }

@@ -77,7 +77,7 @@ static void serve_in_child(int fd, const char *port)
     }
     if (rc == 0) {
         log_configure(config.log_level, config.log_format);
-        rc = serve_run(&config, &err);
+        rc = serve_run(&config, NULL, &err);
         config_release(&config);
     }
     if (rc < 0)
