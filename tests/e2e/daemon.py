@@ -18,13 +18,14 @@ START_LIMIT_S = 120  # sanitizer builds start slowly
 class Daemon:
     """`spand serve` with the demo model. Its output is kept in `lines`."""
 
-    def __init__(self, *flags, env=None, model=MODEL):
+    def __init__(self, *flags, env=None, model=MODEL, address=None, preexec_fn=None):
         command = [SPAND, "serve", "--model", model, "--port", "0", *flags]
         self.lines = []
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **(env or {})},
+            command, cwd=ROOT, env={**os.environ, **(env or {})}, preexec_fn=preexec_fn,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         self._address = threading.Event()
+        self._wanted = re.escape(address) if address else r"https?://127\.0\.0\.1:(\d+)"
         self.port = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -39,9 +40,9 @@ class Daemon:
     def _read(self):
         for line in self.process.stdout:
             self.lines.append(line)
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-            if found and self.port is None:
-                self.port = int(found.group(1))
+            found = re.search(self._wanted, line)
+            if found and not self._address.is_set():
+                self.port = int(found.group(1)) if found.groups() else None
                 self._address.set()
 
     @property
