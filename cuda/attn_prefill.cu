@@ -11,136 +11,32 @@
  *          depend on where its chunk begins. Tiles that no row sees are neither loaded nor
  *          computed, and a position that no row of the tile may see is not read: it may be gone.
  * Overlap  one buffer of K, one of V: the next K loads during softmax and PV, the next V during QK
- * Bound    tensor cores: 4 * head_dim FLOP a visible pair; mma.sync reaches some 60 % on sm_90
+ * Bound    tensor cores: 4 * head_dim FLOP a visible pair; on sm_90 attn_prefill_wgmma.cu has
+ *          head_dim 64 and 128, since mma.sync reaches some 60 % there at best
  * Measured see SPEED.md
  * Limits   head_dim 32, 64, 80, 96, 128, 256. f32: CUDA cores, a warp per row, for parity only
  * Checked  against cpu in tests/cuda/test_attn.c
  */
-#include "cuda/cuda_backend.h"
-#include "cuda/device.cuh"
+#include "cuda/attn_prefill.cuh"
+#include "cuda/attn_prefill_wgmma.h"
 
-#define TILE      64 /* == KV_TILE: BLOCK masks are then uniform over a tile of keys */
 #define N_WARPS   4
 #define N_THREADS (N_WARPS * WARP_LANES)
-
-static_assert(TILE == KV_TILE, "tiles of keys are blocks of the mask");
-
-struct attn_prefill_args {
-    const void *q, *k_chunk, *v_chunk, *pages;
-    void *out;
-    int64_t page_elems;
-    const int32_t *page_table, *head_base;
-    const struct kv_geom *geom; /* [n_slots, n_layers, n_kv_heads] */
-    const int32_t *window;      /* [n_slots, n_layers, n_heads] */
-    const struct step_chunk *chunks;
-    int n_chunks, n_decode, layer, n_layers, n_heads, n_kv_heads, page_entries;
-    float scale_log2;
-};
-
-/* The part of a chunk that one CTA (f32: one warp) works on, and what its rows may see. */
-struct prefill_job {
-    int row0, pos0;  /* of the chunk */
-    int tile;        /* query positions TILE * tile .. */
-    int first, last; /* query positions of the tile that the chunk has */
-    int window;
-    struct kv_geom geom;
-    const int32_t *table; /* the head's pages */
-};
 
 /* Finds tile `n`, counted over all chunks. False behind the last: the grid is an upper bound. */
 static __device__ bool job_find(const attn_prefill_args &a, int n, int head, prefill_job *j)
 {
-    int64_t at;
-
     for (int c = 0; c < a.n_chunks; c++) {
         struct step_chunk chunk = a.chunks[c];
-        int tile0 = chunk.pos0 / TILE, last = chunk.pos0 + chunk.n_rows - 1;
-        int n_tiles = chunk.n_rows > 0 ? last / TILE - tile0 + 1 : 0;
+        int n_tiles = chunk_n_tiles(chunk, TILE);
 
-        if (n >= n_tiles) {
-            n -= n_tiles;
-            continue;
+        if (n < n_tiles) { /* the longest first */
+            job_set(a, chunk, chunk_last(chunk) / TILE - n, head, j);
+            return true;
         }
-        j->row0 = chunk.row0;
-        j->pos0 = chunk.pos0;
-        j->tile = tile0 + n_tiles - 1 - n; /* the longest first */
-        j->first = j->tile * TILE > chunk.pos0 ? j->tile * TILE : chunk.pos0;
-        j->last = j->tile * TILE + TILE - 1 < last ? j->tile * TILE + TILE - 1 : last;
-        at = ((int64_t)chunk.slot * a.n_layers + a.layer) * a.n_kv_heads +
-             head / (a.n_heads / a.n_kv_heads);
-        j->geom = a.geom[at];
-        j->table = a.page_table + a.head_base[at];
-        j->window = a.window[((int64_t)chunk.slot * a.n_layers + a.layer) * a.n_heads + head];
-        return true;
+        n -= n_tiles;
     }
     return false;
-}
-
-/* May any row of the tile that the chunk has see position p? Then, and only then, it is there. */
-static __device__ __forceinline__ bool job_needs(const prefill_job &j, int p)
-{
-    if (p > j.last)
-        return false;
-    if (j.geom.mask == KV_MASK_TOKEN)
-        return p < j.geom.n_sink || p > j.first - j.window;
-    return p / TILE < j.geom.n_sink / TILE || p / TILE > j.tile - j.window / TILE;
-}
-
-/* Element offset of position p's row in pages or, where *in_chunk says so, in the chunk buffers. */
-static __device__ __forceinline__ int64_t row_offset(const attn_prefill_args &a,
-                                                     const prefill_job &j, int kv_head,
-                                                     int head_dim, int p, bool *in_chunk)
-{
-    int index;
-
-    *in_chunk = p >= j.pos0;
-    if (*in_chunk)
-        return ((int64_t)(j.row0 - a.n_decode + p - j.pos0) * a.n_kv_heads + kv_head) * head_dim;
-    index = kv_index_of(j.geom, p);
-    return j.table[index / a.page_entries] * a.page_elems +
-           (int64_t)(index % a.page_entries) * head_dim;
-}
-
-/* The tiles of keys that a tile of rows sees: 0 .. n_sink - 1, then window .. tile, none twice. */
-struct key_tiles {
-    int n_sink, window, n;
-
-    __device__ int at(int i) const
-    {
-        return i < n_sink ? i : window + i - n_sink;
-    }
-};
-
-static __device__ key_tiles tiles_of(const prefill_job &j)
-{
-    key_tiles t;
-    int lo;
-
-    if (j.geom.mask == KV_MASK_TOKEN) {
-        t.n_sink = (j.geom.n_sink + TILE - 1) / TILE;
-        /* By the tile's first position, not the chunk's: the visit must not depend on the cut. */
-        lo = j.tile * TILE - j.window + 1;
-        t.window = lo > 0 ? lo / TILE : 0;
-    } else {
-        t.n_sink = j.geom.n_sink / TILE;
-        lo = j.tile - j.window / TILE + 1;
-        t.window = lo > 0 ? lo : 0;
-    }
-    t.n_sink = t.n_sink < j.tile + 1 ? t.n_sink : j.tile + 1;
-    t.window = t.window > t.n_sink ? t.window : t.n_sink;
-    t.n = t.n_sink + (t.window <= j.tile ? j.tile - t.window + 1 : 0);
-    return t;
-}
-
-/* Do all 64 rows see all keys of the tile? */
-static __device__ __forceinline__ bool tile_is_full(const prefill_job &j, int key_tile)
-{
-    if (key_tile >= j.tile)
-        return false;
-    if (j.geom.mask != KV_MASK_TOKEN)
-        return true; /* tiles_of() lists no others */
-    return key_tile * TILE + TILE <= j.geom.n_sink ||
-           (j.tile - key_tile) * TILE + TILE - 1 < j.window;
 }
 
 /* CTA -> (tile of rows, head); warp -> 16 rows; fragments as in mma16816. */
@@ -449,32 +345,15 @@ int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *p, stru
 {
     const struct step_batch *b = p->batch;
     int n_rows = b->n_rows - b->n_decode;
-    struct attn_prefill_args k = {};
+    struct attn_prefill_args k = attn_prefill_args_of(p);
     /* A chunk of n rows touches at most n / TILE + 2 tiles: the device alone knows where it begins.
      */
     dim3 grid(p->n_heads, n_rows / TILE + 2 * b->n_chunks);
 
     if (n_rows == 0)
         return 0;
-    k.q = p->q;
-    k.k_chunk = p->k_chunk;
-    k.v_chunk = p->v_chunk;
-    k.pages = p->kv->pages;
-    k.out = p->out;
-    k.page_elems = (int64_t)(p->kv->page_bytes / dtype_bytes(p->kv->dtype));
-    k.page_table = p->kv->page_table;
-    k.head_base = p->kv->head_base;
-    k.geom = p->kv->geom;
-    k.window = p->kv->window;
-    k.chunks = b->chunks;
-    k.n_chunks = b->n_chunks;
-    k.n_decode = b->n_decode;
-    k.layer = p->layer;
-    k.n_layers = p->kv->n_layers;
-    k.n_heads = p->n_heads;
-    k.n_kv_heads = p->n_kv_heads;
-    k.page_entries = p->kv->page_entries;
-    k.scale_log2 = p->scale * 1.44269504f;
+    if (attn_prefill_wgmma_takes(cb, p))
+        return attn_prefill_wgmma_launch(cb, p, err);
     switch (cb->base.act_dtype) {
     case DTYPE_BF16:
         return flash_dim<__nv_bfloat16>(cb, &k, grid, p->head_dim, err);

@@ -1,6 +1,7 @@
 /*
  * test_attn - decode and prompt attention, kv_append and kv_copy against the CPU backend.
  */
+#include "cuda/cuda_backend.h"
 #include "tests/cuda/cuda_pair.h"
 
 #include <math.h>
@@ -18,7 +19,8 @@ struct attn_case {
     enum dtype dtype;
     int n_heads, n_kv_heads, head_dim, page_entries;
     int kind; /* of geometry: 0 dense, 1 sink and ring, 2 BLOCK rings of many lengths, 3 mixed
-                 windows */
+                 windows, 4 odd sinks and windows shorter than a tile, 5 BLOCK with sinks of two
+                 tiles and of none */
 };
 
 static struct kv_geom geom[MAX_SLOTS * N_LAYERS * MAX_HEADS];
@@ -38,8 +40,12 @@ static void make_geometry(const struct attn_case *c, int n_slots)
             g.n_sink = 4;
             g.ring = 128 + 64 * (head % 3);
             w = g.ring - (head % 2 ? 0 : 37);
-        } else if (c->kind == 2) {
-            g.n_sink = 64;
+        } else if (c->kind == 4) {
+            g.n_sink = (const int[]){70, 130, 0}[head % 3];
+            g.ring = (const int[]){128, 192, 64}[head % 3];
+            w = (const int[]){100, 50, 33}[head % 3];
+        } else if (c->kind == 2 || c->kind == 5) {
+            g.n_sink = c->kind == 2 ? 64 : 128 * (head % 2);
             g.ring = 64 * (1 + head % 5);
             g.mask = KV_MASK_BLOCK;
             w = g.ring;
@@ -198,9 +204,9 @@ static void check_prompt(const struct attn_case *c, int pos0, int n)
 {
     struct cuda_pair p;
     int32_t len[2] = {pos0, 5}, max_len[2] = {pos0 + n, 5 + 9};
-    int dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim, cut = n / 3;
+    int dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
     size_t bytes = (size_t)n * dim * dtype_bytes(c->dtype);
-    struct pair_kv kv, again;
+    struct pair_kv kv;
     struct pair_buf q, k, v, out;
     char *whole, *parts, what[128];
 
@@ -208,7 +214,6 @@ static void check_prompt(const struct attn_case *c, int pos0, int n)
     snprintf(what, sizeof(what), "prompt heads %d/%d dim %d pages of %d kind %d, %d rows from %d",
              c->n_heads, c->n_kv_heads, c->head_dim, c->page_entries, c->kind, n, pos0);
     kv = make_kv(&p, c, 2, len, max_len);
-    again = make_kv(&p, c, 2, len, max_len);
     q = pair_random(&p, (size_t)(n + 9) * dim, 2, 21);
     k = pair_random_kv(&p, (size_t)(n + 9) * kv_dim, 1, 22);
     v = pair_random_kv(&p, (size_t)(n + 9) * kv_dim, 1, 23);
@@ -218,21 +223,132 @@ static void check_prompt(const struct attn_case *c, int pos0, int n)
     compare_pages(&p, &kv, what);
     whole = pair_get_bytes(&p, &out);
 
-    /* Cut into two steps, the bits stay the same. */
-    if (cut > 0) {
-        run_prompt(&p, c, &again, &q, &k, &v, &out, 0, pos0, cut, 0);
-        run_prompt(&p, c, &again, &q, &k, &v, &out, cut, pos0 + cut, n - cut, 0);
+    /* Cut into several steps, the bits stay the same. */
+    for (int step = (n + 2) / 3; n > 1 && step > 0; step = step > 64 ? 64 : 0) {
+        struct pair_kv again = make_kv(&p, c, 2, len, max_len);
+
+        for (int at = 0; at < n; at += step)
+            run_prompt(&p, c, &again, &q, &k, &v, &out, at, pos0 + at,
+                       n - at < step ? n - at : step, 0);
         parts = pair_get_bytes(&p, &out);
         for (size_t i = 0; i < bytes; i++) {
             if (whole[i] != parts[i])
-                ck_abort_msg("%s: cut at %d, row %zu differs", what, cut,
+                ck_abort_msg("%s: in steps of %d, row %zu differs", what, step,
                              i / (dim * dtype_bytes(c->dtype)));
         }
         free(parts);
+        pair_kv_free(&p, &again);
     }
     free(whole);
     pair_kv_free(&p, &kv);
-    pair_kv_free(&p, &again);
+    pair_free(&p, &q);
+    pair_free(&p, &k);
+    pair_free(&p, &v);
+    pair_free(&p, &out);
+}
+
+#define N_DECODE 2
+#define N_CHUNKS 4
+
+/* The chunks of a mixed step: borders inside tiles, one row, several tiles. */
+static const struct step_chunk mixed_chunks[N_CHUNKS] = {
+    {0, N_DECODE, 70, 0},
+    {1, N_DECODE + 70, 1, 130},
+    {2, N_DECODE + 71, 200, 63},
+    {3, N_DECODE + 271, 129, 400},
+};
+
+/* A chunk of a mixed step again, alone, must leave the same bits. */
+static void check_alone(struct cuda_pair *p, const struct attn_case *c, struct pair_kv *kv,
+                        struct step_chunk chunk, const struct pair_buf *q, const struct pair_buf *k,
+                        const struct pair_buf *v, const char *whole, const char *what)
+{
+    size_t act = dtype_bytes(c->dtype), row = (size_t)c->n_heads * c->head_dim * act;
+    size_t kv_row = (size_t)c->n_kv_heads * c->head_dim * act;
+    struct pair_buf out = pair_random(p, (size_t)chunk.n_rows * row / act, 1, 44);
+    int row0 = chunk.row0;
+    int32_t pos[MAX_PROMPT], slot[MAX_PROMPT];
+    struct pair_batch b;
+    char *alone;
+
+    for (int i = 0; i < chunk.n_rows; i++) {
+        pos[i] = chunk.pos0 + i;
+        slot[i] = chunk.slot;
+    }
+    chunk.row0 = 0;
+    b = pair_batch_new(p, chunk.n_rows, 0, 1, 0, NULL, pos, slot, &chunk, NULL);
+    PAIR_RUN(p, &b, attn, attn_args, .batch = SIDE_REF(b), .kv = SIDE_REF(*kv), .layer = LAYER,
+             .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+             .scale = 1 / sqrtf((float)c->head_dim),
+             .q = (char *)SIDE(*q) + row0 * (on_gpu ? row : row / act * 4),
+             .k_chunk = (char *)SIDE(*k) + (row0 - N_DECODE) * kv_row,
+             .v_chunk = (char *)SIDE(*v) + (row0 - N_DECODE) * kv_row, .out = SIDE(out));
+    alone = pair_get_bytes(p, &out);
+    ck_assert_msg(memcmp(alone, whole + row0 * row, chunk.n_rows * row) == 0,
+                  "%s: the chunk of slot %d alone differs", what, chunk.slot);
+    free(alone);
+    pair_batch_free(p, &b);
+    pair_free(p, &out);
+}
+
+/* Decode rows and chunks of four slots in one step; what is NaN in one slot stays there. */
+static void check_mixed(const struct attn_case *c)
+{
+    enum { N = N_DECODE + 400, N_SLOTS = N_CHUNKS + N_DECODE };
+    static const int32_t len[N_SLOTS] = {0, 130, 63, 400, 100, 333};
+    static const int32_t max_len[N_SLOTS] = {70, 131, 263, 529, 100, 333};
+    struct cuda_pair p;
+    int32_t pos[N], slot[N];
+    int dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
+    size_t kv_row = (size_t)kv_dim * dtype_bytes(c->dtype);
+    struct pair_kv kv;
+    struct pair_buf q, k, v, out;
+    struct pair_batch b;
+    struct err err = {0};
+    char *whole, what[128], *nan = malloc(kv_row);
+
+    pair_open(&p, c->dtype);
+    snprintf(what, sizeof(what), "mixed step heads %d/%d dim %d pages of %d kind %d", c->n_heads,
+             c->n_kv_heads, c->head_dim, c->page_entries, c->kind);
+    kv = make_kv(&p, c, N_SLOTS, len, max_len);
+    for (int i = 0; i < N_DECODE; i++) {
+        slot[i] = N_CHUNKS + i;
+        pos[i] = len[slot[i]] - 1;
+    }
+    for (int i = 0; i < N_CHUNKS; i++) {
+        for (int r = 0; r < mixed_chunks[i].n_rows; r++) {
+            slot[mixed_chunks[i].row0 + r] = mixed_chunks[i].slot;
+            pos[mixed_chunks[i].row0 + r] = mixed_chunks[i].pos0 + r;
+        }
+    }
+    q = pair_random(&p, (size_t)N * dim, 2, 41);
+    k = pair_random_kv(&p, (size_t)(N - N_DECODE) * kv_dim, 1, 42);
+    v = pair_random_kv(&p, (size_t)(N - N_DECODE) * kv_dim, 1, 43);
+    out = pair_random(&p, (size_t)N * dim, 1, 44);
+    b = pair_batch_new(&p, N, N_DECODE, N_CHUNKS, 0, NULL, pos, slot, mixed_chunks, NULL);
+    for (int poisoned = 0; poisoned < 2; poisoned++) {
+        PAIR_RUN(&p, &b, attn, attn_args, .batch = SIDE_REF(b), .kv = SIDE_REF(kv), .layer = LAYER,
+                 .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+                 .scale = 1 / sqrtf((float)c->head_dim), .q = SIDE(q), .k_chunk = SIDE(k),
+                 .v_chunk = SIDE(v), .out = SIDE(out));
+        if (!poisoned)
+            pair_compare(&p, &out, what, 2);
+        whole = pair_get_bytes(&p, &out);
+        for (int i = 0; i < N_CHUNKS; i++) {
+            if (!poisoned || i != 1)
+                check_alone(&p, c, &kv, mixed_chunks[i], &q, &k, &v, whole, what);
+        }
+        free(whole);
+        /* The one row of slot 1 lies between the last of slot 0 and the first of slot 2. */
+        memset(nan, 0xff, kv_row);
+        ck_assert_int_eq(p.gpu->ops->upload(p.gpu, (char *)k.gpu + 70 * kv_row, nan, kv_row, &err),
+                         0);
+        ck_assert_int_eq(p.gpu->ops->upload(p.gpu, (char *)v.gpu + 70 * kv_row, nan, kv_row, &err),
+                         0);
+    }
+    free(nan);
+    pair_batch_free(&p, &b);
+    pair_kv_free(&p, &kv);
     pair_free(&p, &q);
     pair_free(&p, &k);
     pair_free(&p, &v);
@@ -245,16 +361,49 @@ static const struct attn_case prompt_cases[] = {
     {DTYPE_BF16, 8, 2, 128, 64, 2}, {DTYPE_BF16, 6, 3, 128, 64, 3}, {DTYPE_BF16, 5, 5, 64, 64, 2},
     {DTYPE_BF16, 4, 1, 32, 16, 1},  {DTYPE_BF16, 3, 3, 80, 64, 2},  {DTYPE_BF16, 4, 2, 96, 64, 3},
     {DTYPE_BF16, 2, 1, 256, 64, 2}, {DTYPE_F16, 4, 4, 128, 64, 2},  {DTYPE_F16, 4, 2, 80, 16, 3},
+    {DTYPE_BF16, 8, 1, 128, 64, 4}, {DTYPE_BF16, 16, 2, 64, 64, 1}, {DTYPE_BF16, 4, 4, 64, 64, 0},
+    {DTYPE_BF16, 3, 3, 128, 64, 4}, {DTYPE_BF16, 8, 2, 128, 64, 5}, {DTYPE_BF16, 4, 2, 128, 16, 2},
+    {DTYPE_F16, 8, 1, 128, 64, 1},  {DTYPE_F16, 4, 4, 64, 64, 3},   {DTYPE_F16, 12, 3, 64, 64, 4},
+    {DTYPE_F16, 8, 2, 128, 64, 0},
 };
 
 /* Prompt rows and what they leave in the pages are the CPU's, however the prompt is cut. */
 START_TEST(attn_prompt__is_the_cpus)
 {
-    static const int shapes[][2] = {{0, 1},  {0, 63},  {0, 64},    {0, 65},    {0, 300}, {64, 64},
-                                    {63, 2}, {129, 1}, {300, 130}, {512, 150}, {70, 700}};
+    static const int shapes[][2] = {{0, 1},   {0, 63},    {0, 64},    {0, 65},  {0, 127}, {0, 128},
+                                    {0, 129}, {0, 300},   {64, 64},   {63, 2},  {127, 2}, {129, 1},
+                                    {191, 1}, {300, 130}, {512, 150}, {70, 700}};
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         check_prompt(&prompt_cases[_i], shapes[i][0], shapes[i][1]);
+}
+END_TEST
+
+/* In a step with decode rows and other slots' chunks, a chunk's bits are what they are alone. */
+START_TEST(attn_prompt__knows_its_own_slot_only)
+{
+    check_mixed(&prompt_cases[_i]);
+}
+END_TEST
+
+/* What is computed without wgmma on older GPUs is the CPU's too. */
+START_TEST(attn_prompt__is_the_cpus_before_hopper)
+{
+    static const struct attn_case cases[] = {{DTYPE_BF16, 8, 2, 128, 64, 2},
+                                             {DTYPE_F16, 4, 4, 64, 64, 4}};
+    static const int shapes[][2] = {{0, 65}, {300, 130}, {70, 300}};
+    struct cuda_pair p;
+    struct cuda_backend *cb;
+    int arch;
+
+    pair_open(&p, cases[_i].dtype);
+    cb = (struct cuda_backend *)p.gpu;
+    arch = cb->arch;
+    cb->arch = 80;
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        check_prompt(&cases[_i], shapes[i][0], shapes[i][1]);
+    check_mixed(&cases[_i]);
+    cb->arch = arch;
 }
 END_TEST
 
@@ -330,5 +479,8 @@ TEST_SUITE(cuda_attn_prompt)
 
     tcase_add_loop_test(tc, attn_prompt__is_the_cpus, 0,
                         sizeof(prompt_cases) / sizeof(prompt_cases[0]));
+    tcase_add_loop_test(tc, attn_prompt__knows_its_own_slot_only, 0,
+                        sizeof(prompt_cases) / sizeof(prompt_cases[0]));
+    tcase_add_loop_test(tc, attn_prompt__is_the_cpus_before_hopper, 0, 2);
     tcase_add_test(tc, kv_copy__moves_whole_pages);
 }
