@@ -76,6 +76,7 @@ struct sampling_params {
     bool ignore_eos, include_stop, skip_special;
     int n_logprobs;          /* -1: none; 0: the sampled token's; k: k alternatives too */
     int n_prompt_logprobs;   /* the same for the prompt's tokens, computed in its prefill */
+    int prompt_logprobs_at;  /* the first prompt token that gets them; 0: all that can */
     const char *const *stop; /* [n_stop] borrowed during submit; UTF-8, not empty */
     int n_stop;
     const int32_t *stop_ids; /* [n_stop_ids] */

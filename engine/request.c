@@ -54,6 +54,7 @@ static int check_numbers(const struct sampling_params *p, struct err *err)
         {"min_tokens", p->min_tokens, 0, p->max_tokens},
         {"logprobs", p->n_logprobs, -1, ENGINE_MAX_TOP},
         {"prompt_logprobs", p->n_prompt_logprobs, -1, ENGINE_MAX_TOP},
+        {"prompt_logprobs_at", p->prompt_logprobs_at, 0, INT32_MAX},
         {"number of stop strings", p->n_stop, 0, ENGINE_MAX_STOPS},
         {"number of stop token ids", p->n_stop_ids, 0, ENGINE_MAX_STOP_IDS},
         {"number of logit_bias entries", p->n_bias, 0, REQUEST_MAX_BIAS},
@@ -297,6 +298,8 @@ int request_new(struct request **out, const struct request_env *env,
     r->seq.tokens = r->tokens;
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
     r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
+    if (req->sampling.prompt_logprobs_at > 0) /* a token's logits stand in the row before it */
+        r->seq.first_logits_row = req->sampling.prompt_logprobs_at - 1;
     r->seq.slot = -1;
     r->stop_token = -1;
     rc = geometry_init(r, err);

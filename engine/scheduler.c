@@ -93,7 +93,7 @@ void scheduler_add(struct scheduler *s, struct sched_seq *seq)
     CHECK(scheduler_could_hold(s, seq));
     seq->state = SEQ_WAITING;
     seq->n_done = 0;
-    seq->n_logits_done = 0;
+    seq->n_logits_done = seq->first_logits_row;
     seq->n_preempted = 0;
     seq->slot = -1;
     seq->order = s->next_order++;

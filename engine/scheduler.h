@@ -38,7 +38,8 @@ struct sched_seq {
     /* The scheduler's own. */
     enum seq_state state;
     int32_t n_done;        /* positions whose keys are in the pages */
-    int32_t n_logits_done; /* prompt rows whose logits were handed out */
+    int32_t first_logits_row; /* prompt rows before it need none */
+    int32_t n_logits_done;    /* prompt rows whose logits were handed out */
     int slot;              /* -1 unless running */
     int n_preempted;
     uint64_t order; /* of arrival */

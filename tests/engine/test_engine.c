@@ -299,6 +299,14 @@ START_TEST(engine__scores_a_prompt)
         ck_assert_double_eq_tol((double)scored.prompt[10 + i].logprob,
                                 (double)made.tokens[i].logprob, 0.1);
     }
+    req.sampling.prompt_logprobs_at = 45;
+    collected_release(&made);
+    run(e, &req, &made);
+    ck_assert_int_eq(made.n_prompt, 60);
+    for (int i = 0; i < 60; i++) {
+        ck_assert_int_eq(isnan(made.prompt[i].logprob) != 0, i < 45);
+        ck_assert(i < 45 || made.prompt[i].logprob == scored.prompt[i].logprob);
+    }
     collected_release(&made);
     collected_release(&scored);
     engine_close(e);

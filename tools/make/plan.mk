@@ -11,6 +11,13 @@ CBC_LIBS := $(if $(filter 1,$(CBC)),-lCbcSolver -lCbc)
 
 $(OBJ)/engine/plan/search/choice_cbc.o: CPPFLAGS += $(if $(filter 1,$(CBC)),-DSPAND_CBC=1 $(shell pkg-config --cflags-only-I cbc 2>/dev/null | sed 's/-I/-isystem /g'))
 
+all: $(BIN)/spand-plan
+
+$(BIN)/spand-plan: $(OBJ)/tools/spand_plan.o $(PLAN_OBJ) $(CORE_OBJ)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) $(CBC_LIBS) $(CUDA_LIBS)
+
 $(BIN)/spand-plan-tests: $(PLAN_TEST_SRC:%.c=$(OBJ)/%.o) $(PLAN_OBJ) $(CORE_OBJ)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
