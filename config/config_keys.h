@@ -82,6 +82,10 @@ CONFIG_KEY(INT, threads, "0", 0, 1024, "threads",
 CONFIG_KEY(BOOL, pin_threads, "false", 0, 0, "",
            "Binds each computing thread to a core. Of use only where no other program runs on "
            "the machine: a thread whose core is taken holds up all others.")
+CONFIG_KEY(
+    ENUM, scheduling, "arrival", 0, 0, "arrival priority",
+    "Who is served first. arrival is strictly in turn, and a request that names a priority is "
+    "refused; priority serves lower numbers of the field priority sooner, equal ones in turn.")
 CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
            "How many requests may wait for a seat. Beyond it a request is refused with status "
            "429 and a Retry-After header.")

@@ -177,6 +177,8 @@ struct sample_seen {
     int32_t n_generated; /* occurrences among the generated tokens; 0: only in the prompt */
 };
 
+#define SAMPLE_MASK_WORDS(vocab_size) (((vocab_size) + 31) / 32)
+
 /* How one logit row is turned into a token. */
 struct sample_row {
     float temperature; /* 0: greedy */
@@ -190,6 +192,7 @@ struct sample_row {
     int32_t n_top;           /* how many best tokens to report, at most max_top */
     int32_t bias_at, n_bias; /* range in args->bias */
     int32_t seen_at, n_seen; /* range in args->seen, tokens unique */
+    int32_t mask;            /* 0: every token may be drawn; k: those of row k - 1 of args->mask */
 };
 
 struct sample_result {
@@ -205,6 +208,7 @@ struct sample_result {
  *   penalty  seen: l > 0 ? l / repetition : l * repetition; generated: then l - n * frequency,
  *            then l - presence
  *   bias     l + value, in the order of the list
+ *   mask     tokens whose bit is 0 get -infinity
  *   greedy   temperature < 1e-5: the greatest, ties: lowest id; if all are -infinity, token 0
  *   scale    l * (1 / temperature), w = exp_weight(l - max) (base/exp_poly.h)
  *   top_k    the first k by (l descending, id ascending); 0.0 and -0.0 are equal
@@ -223,9 +227,11 @@ struct sample_args {
     const struct sample_row *rows;  /* device [n_rows] */
     const struct sample_bias *bias; /* device */
     const struct sample_seen *seen; /* device */
-    struct sample_result *result;   /* device out [n_rows] */
-    int32_t *top_token; /* device out [n_rows, max_top], best first; -1 behind the end */
-    float *top_logprob; /* device out [n_rows, max_top], raw as above */
+    const uint32_t
+        *mask; /* device [n_masks, SAMPLE_MASK_WORDS(vocab_size)] bit t % 32 of word t / 32 */
+    struct sample_result *result; /* device out [n_rows] */
+    int32_t *top_token;           /* device out [n_rows, max_top], best first; -1 behind the end */
+    float *top_logprob;           /* device out [n_rows, max_top], raw as above */
 };
 
 /* Copies whole pages: dst[i] = src[i]. */
@@ -257,6 +263,7 @@ struct op_cost {
 /* One backend's functions. All but close return 0 or an error code. */
 struct backend_ops {
     const char *name; /* "cpu", "cuda" */
+    bool has_masks;   /* sample honours masks; a request that needs them is refused otherwise */
     void (*close)(struct backend *be);
 
     /* Device memory, 64-byte aligned, not cleared. free accepts NULL. */

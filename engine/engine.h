@@ -23,7 +23,8 @@ struct strbuf;
 
 #define ENGINE_MAX_STOPS    16 /* stop strings of a request; the API allows 4, chat templates add */
 #define ENGINE_MAX_STOP_IDS 64
-#define ENGINE_MAX_TOP      20 /* alternatives reported for a token */
+#define ENGINE_MAX_TOP      20  /* alternatives reported for a token */
+#define ENGINE_MAX_WORDS    256 /* bad words of a request, each spelling counted */
 
 enum finish_reason {
     FINISH_NONE = 0,
@@ -66,6 +67,12 @@ struct engine_bias {
     float value;
 };
 
+/* A sequence of tokens. */
+struct engine_word {
+    const int32_t *ids; /* [n_ids] */
+    int n_ids;
+};
+
 struct sampling_params {
     float temperature, top_p, min_p; /* 1, 1, 0 turn them off; temperature 0 is greedy */
     int top_k;                       /* 0: off */
@@ -83,6 +90,10 @@ struct sampling_params {
     int n_stop_ids;
     const struct engine_bias *bias; /* [n_bias] unique tokens */
     int n_bias;
+    const int32_t *allowed; /* [n_allowed] the only tokens that may be drawn; n_allowed 0: all */
+    int n_allowed;
+    const struct engine_word *bad_words; /* [n_bad_words] never completed among the generated */
+    int n_bad_words;
 };
 
 /* Fills in the values that change nothing: temperature 1, penalties off, max_tokens 16. */
@@ -92,7 +103,8 @@ struct engine_request {
     const int32_t *prompt; /* [n_prompt] borrowed during submit */
     int n_prompt;
     struct sampling_params sampling;
-    void *user; /* comes back in every event */
+    int priority; /* lower is served sooner; equal ones in the order of arrival */
+    void *user;   /* comes back in every event */
 };
 
 /*

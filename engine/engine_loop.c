@@ -68,7 +68,7 @@ static bool cancel_flagged(struct engine *e, bool all)
     return cancel_in(e, &e->sched.waiting, all) || any;
 }
 
-/* Ends who waited too long for a first seat. Arrival order, so the first that may stay ends it. */
+/* Ends who waited too long for a first seat. */
 static bool expire_waiting(struct engine *e)
 {
     int64_t now_ns = e->queue_timeout_ns ? clock_ns() : 0;
@@ -81,7 +81,7 @@ static bool expire_waiting(struct engine *e)
         if (r->start_ns)
             continue; /* preempted: it has its promise */
         if (now_ns - r->submit_ns < e->queue_timeout_ns)
-            break;
+            continue;
         finish(e, r, FINISH_ERROR, "no seat became free within queue_timeout_ms");
         any = true;
     }
@@ -93,7 +93,7 @@ static void add_logit_rows(struct engine *e, const struct sched_step *step)
     sampler_begin(&e->sampler);
     for (int i = 0; i < step->n_items; i++) {
         const struct sched_item *item = &step->items[i];
-        const struct request *r = request_of(item->seq);
+        struct request *r = request_of(item->seq);
 
         for (int k = 0; k < item->n_prompt_logits; k++) {
             int32_t row = e->batch.logit_row[item->logit0 + k];
@@ -168,6 +168,10 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
             finish(e, r, FINISH_LENGTH, NULL);
         else
             request_tell(r, &e->outbox);
+        return 0;
+    }
+    if (!r->has_choice) {
+        finish(e, r, FINISH_ERROR, "no token is left that the request may draw");
         return 0;
     }
     token =

@@ -400,8 +400,10 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
         rc = open_text(e, config, err);
     if (rc == 0)
         rc = open_backend(e, config, err);
-    if (rc == 0)
+    if (rc == 0) {
+        e->env.has_masks = e->be->ops->has_masks;
         rc = open_model(e, config, err);
+    }
     if (rc == 0)
         rc = open_queues(e, config, err);
     if (rc == 0)

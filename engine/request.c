@@ -58,6 +58,8 @@ static int check_numbers(const struct sampling_params *p, struct err *err)
         {"number of stop strings", p->n_stop, 0, ENGINE_MAX_STOPS},
         {"number of stop token ids", p->n_stop_ids, 0, ENGINE_MAX_STOP_IDS},
         {"number of logit_bias entries", p->n_bias, 0, REQUEST_MAX_BIAS},
+        {"number of allowed_token_ids", p->n_allowed, 0, INT32_MAX},
+        {"number of bad_words", p->n_bad_words, 0, ENGINE_MAX_WORDS},
     };
 
     for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
@@ -225,6 +227,16 @@ static int geometry_init(struct request *r, struct err *err)
     return 0;
 }
 
+static int filter_init(struct request *r, const struct sampling_params *p, struct err *err)
+{
+    int rc = token_filter_init(&r->filter, &r->arena, p, r->env->vocab_size, err);
+
+    r->has_choice = true;
+    if (rc == 0 && token_filter_is_active(&r->filter) && !r->env->has_masks)
+        return err_set(err, ERR_INVALID, "this device cannot restrict the tokens that are drawn");
+    return rc;
+}
+
 static int text_init(struct request *r, const struct sampling_params *p, struct err *err)
 {
     int n_prime = r->seq.n_prompt < PRIME_TOKENS ? r->seq.n_prompt : PRIME_TOKENS;
@@ -293,10 +305,13 @@ int request_new(struct request **out, const struct request_env *env,
                (size_t)req->sampling.n_stop_ids * sizeof(*stop_ids));
     r->sampling.stop_ids = stop_ids;
     r->sampling.stop = NULL; /* the matcher has its own copy */
-    r->sampling.bias = NULL; /* so has r->bias */
+    r->sampling.bias = NULL; /* so has r->bias, and r->filter of the rest */
+    r->sampling.allowed = NULL;
+    r->sampling.bad_words = NULL;
     r->seq.owner = r;
     r->seq.tokens = r->tokens;
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
+    r->seq.priority = req->priority;
     r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
     if (req->sampling.prompt_logprobs_at > 0) /* a token's logits stand in the row before it */
         r->seq.first_logits_row = req->sampling.prompt_logprobs_at - 1;
@@ -307,6 +322,8 @@ int request_new(struct request **out, const struct request_env *env,
         rc = counts_init(r, err);
     if (rc == 0)
         rc = bias_init(r, req->sampling.bias, err);
+    if (rc == 0)
+        rc = filter_init(r, &req->sampling, err);
     if (rc == 0)
         rc = text_init(r, &req->sampling, err);
     if (rc == 0)

@@ -20,6 +20,7 @@
 #include "engine/plan/plan.h"
 #include "engine/scheduler.h"
 #include "engine/stop_match.h"
+#include "engine/token_filter.h"
 #include "engine/tokenizer/detok.h"
 
 #include <stdatomic.h>
@@ -36,6 +37,7 @@ struct request_env {
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
     int n_eos;
+    bool has_masks; /* of the backend */
 };
 
 /* Tokens held so far, each once, for the penalties. Open addressing over `rows`. */
@@ -58,6 +60,8 @@ struct request {
     struct sample_bias *bias;     /* [n_bias] the client's */
     struct sample_bias *bias_min; /* [n_bias_min] the same, and what min_tokens bans */
     int n_bias, n_bias_min;
+    struct token_filter filter;
+    bool has_choice;                    /* did the filter leave a token for this step's draw? */
     struct token_counts counts;         /* empty without penalties */
     struct engine_token *prompt_tokens; /* [n_prompt] or NULL; owned by `out` */
     bool prompt_ready, prompt_told;     /* complete and not yet told; complete */

@@ -10,7 +10,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEV_ROWS, DEV_BIAS, DEV_SEEN, DEV_RESULT, DEV_TOP_TOKEN, DEV_TOP_LOGPROB, DEV_COUNT };
+enum {
+    DEV_ROWS,
+    DEV_BIAS,
+    DEV_SEEN,
+    DEV_MASK,
+    DEV_RESULT,
+    DEV_TOP_TOKEN,
+    DEV_TOP_LOGPROB,
+    DEV_COUNT
+};
+
+static size_t mask_words(const struct sampler *s)
+{
+    return (size_t)SAMPLE_MASK_WORDS(s->params.vocab_size);
+}
 
 int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,
                  struct err *err)
@@ -20,6 +34,8 @@ int sampler_init(struct sampler *s, struct backend *be, const struct sampler_par
         [DEV_ROWS] = n * sizeof(*s->rows),
         [DEV_BIAS] = (size_t)params->max_bias * sizeof(*s->bias),
         [DEV_SEEN] = (size_t)params->max_seen * sizeof(*s->seen),
+        [DEV_MASK] = (size_t)params->max_batch * SAMPLE_MASK_WORDS((size_t)params->vocab_size) *
+                     sizeof(*s->mask),
         [DEV_RESULT] = n * sizeof(*s->result),
         [DEV_TOP_TOKEN] = n * ENGINE_MAX_TOP * sizeof(*s->top_token),
         [DEV_TOP_LOGPROB] = n * ENGINE_MAX_TOP * sizeof(*s->top_logprob),
@@ -33,6 +49,7 @@ int sampler_init(struct sampler *s, struct backend *be, const struct sampler_par
     s->rows = host[DEV_ROWS];
     s->bias = host[DEV_BIAS];
     s->seen = host[DEV_SEEN];
+    s->mask = host[DEV_MASK];
     s->result = host[DEV_RESULT];
     s->top_token = host[DEV_TOP_TOKEN];
     s->top_logprob = host[DEV_TOP_LOGPROB];
@@ -56,6 +73,7 @@ void sampler_release(struct sampler *s)
     free(s->rows);
     free(s->bias);
     free(s->seen);
+    free(s->mask);
     free(s->result);
     free(s->top_token);
     free(s->top_logprob);
@@ -64,7 +82,7 @@ void sampler_release(struct sampler *s)
 
 void sampler_begin(struct sampler *s)
 {
-    s->n_rows = s->n_bias = s->n_seen = s->max_top = 0;
+    s->n_rows = s->n_bias = s->n_seen = s->n_masks = s->max_top = 0;
 }
 
 static struct sample_row *add_row(struct sampler *s, int n_top)
@@ -75,7 +93,19 @@ static struct sample_row *add_row(struct sampler *s, int n_top)
     return &s->rows[s->n_rows++];
 }
 
-void sampler_add_draw(struct sampler *s, const struct request *r)
+/* The row of the mask that r's filter comes to, counted from 1; 0 without a filter. */
+static int32_t add_mask(struct sampler *s, struct request *r)
+{
+    if (!token_filter_is_active(&r->filter))
+        return 0;
+    CHECK(s->n_masks < s->params.max_batch);
+    r->has_choice =
+        token_filter_fill(&r->filter, &r->tokens[r->seq.n_prompt], request_n_generated(r),
+                          s->mask + (size_t)s->n_masks * mask_words(s));
+    return ++s->n_masks;
+}
+
+void sampler_add_draw(struct sampler *s, struct request *r)
 {
     const struct sampling_params *p = &r->sampling;
     bool too_short = request_n_generated(r) < p->min_tokens;
@@ -100,7 +130,8 @@ void sampler_add_draw(struct sampler *s, const struct request *r)
                                              .bias_at = s->n_bias,
                                              .n_bias = n_bias,
                                              .seen_at = s->n_seen,
-                                             .n_seen = r->counts.n_rows};
+                                             .n_seen = r->counts.n_rows,
+                                             .mask = add_mask(s, r)};
     if (n_bias)
         memcpy(&s->bias[s->n_bias], bias, (size_t)n_bias * sizeof(*bias));
     s->n_bias += n_bias;
@@ -138,6 +169,7 @@ int sampler_run(struct sampler *s, float *logits, struct err *err)
                                .rows = s->device[DEV_ROWS],
                                .bias = s->device[DEV_BIAS],
                                .seen = s->device[DEV_SEEN],
+                               .mask = s->device[DEV_MASK],
                                .result = s->device[DEV_RESULT],
                                .top_token = s->device[DEV_TOP_TOKEN],
                                .top_logprob = s->device[DEV_TOP_LOGPROB]};
@@ -147,6 +179,9 @@ int sampler_run(struct sampler *s, float *logits, struct err *err)
         rc = upload(s, DEV_BIAS, s->bias, (size_t)s->n_bias * sizeof(*s->bias), err);
     if (rc == 0)
         rc = upload(s, DEV_SEEN, s->seen, (size_t)s->n_seen * sizeof(*s->seen), err);
+    if (rc == 0)
+        rc = upload(s, DEV_MASK, s->mask, (size_t)s->n_masks * mask_words(s) * sizeof(*s->mask),
+                    err);
     return rc < 0 ? rc : s->be->ops->sample(s->be, &args, err);
 }
 

@@ -28,7 +28,9 @@ struct sampler {
     struct sample_result *result;        /* host [max_logits] after sampler_run() */
     int32_t *top_token;                  /* host [max_logits, ENGINE_MAX_TOP], rows max_top wide */
     float *top_logprob;                  /* likewise */
-    void *device[6];                     /* private: the six above, in their order */
+    uint32_t *mask;                      /* host [max_batch, SAMPLE_MASK_WORDS(vocab_size)] */
+    int n_masks;
+    void *device[7]; /* private: the arrays above, in their order */
 };
 
 int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,
@@ -37,8 +39,8 @@ void sampler_release(struct sampler *s);
 
 void sampler_begin(struct sampler *s);
 
-/* A row that draws r's next token. */
-void sampler_add_draw(struct sampler *s, const struct request *r);
+/* A row that draws r's next token; sets r->has_choice. */
+void sampler_add_draw(struct sampler *s, struct request *r);
 
 /* A row that only reports the logprob of r's prompt token at position pos. */
 void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos);

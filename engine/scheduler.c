@@ -14,12 +14,18 @@ static int32_t min32(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
+/* Is a in front of b? */
+static bool is_before(const struct sched_seq *a, const struct sched_seq *b)
+{
+    return a->priority != b->priority ? a->priority < b->priority : a->order < b->order;
+}
+
 /* Inserts by order; almost always at the tail, so the walk is short. */
 static void list_insert(struct sched_list *list, struct sched_seq *seq)
 {
     struct sched_seq *before = list->tail;
 
-    while (before && before->order > seq->order)
+    while (before && is_before(seq, before))
         before = before->prev;
     seq->prev = before;
     seq->next = before ? before->next : list->head;

@@ -2,7 +2,8 @@
  * scheduler - which rows run in the next step. Policy only: no math, no I/O, no clock.
  *
  * Each step: one decode row for every running sequence past its prompt, then prompt chunks up to
- * chunk_tokens, oldest sequence first. Order is arrival order throughout, so nobody overtakes:
+ * chunk_tokens, oldest sequence first. Order is that of priority, then arrival, throughout, so
+ * nobody overtakes ("older" below means in front in that order):
  *
  *   admission   the head of the queue, when a slot, the pages of its prompt and one token (all its
  *               pages if it cannot grow), table entries and a share of the penalty room are free
@@ -33,6 +34,7 @@ struct sched_seq {
     int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
     int32_t n_seen_max;         /* penalty entries a step of it can take */
     bool wants_prompt_logits;
+    int32_t priority; /* lower comes first; equal ones by arrival */
     void *owner;
 
     /* The scheduler's own. */

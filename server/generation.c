@@ -13,6 +13,7 @@
 #include "server/generation_write.h"
 #include "server/http_server.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #define GENERATION_MAGIC  0x47454e45u
@@ -36,6 +37,8 @@ static void generation_free(struct generation *g)
         strbuf_release(&g->prompts[i].echo);
         strbuf_release(&g->prompts[i].ids_text);
     }
+    for (int i = 0; i < g->n_bad_words; i++)
+        free((void *)g->bad_words[i].ids);
     strbuf_release(&g->head);
     strbuf_release(&g->raw);
     json_decref(g->body);
@@ -136,7 +139,7 @@ bool generation_streams(const struct generation *g)
 
 static int make_choices(struct generation *g)
 {
-    int n = g->n_prompts * g->params.n;
+    int n = g->n_prompts * g->params.n_samples;
 
     g->choices = arena_array(&g->arena, n, sizeof(*g->choices));
     if (!g->choices)
@@ -146,8 +149,8 @@ static int make_choices(struct generation *g)
 
         c->generation = g;
         c->index = i;
-        c->prompt_idx = i / g->params.n;
-        c->sample_idx = i % g->params.n;
+        c->prompt_idx = i / g->params.n_samples;
+        c->sample_idx = i % g->params.n_samples;
         c->stop_token = -1;
         strbuf_init(&c->text);
         strbuf_init(&c->token_ids);
@@ -163,12 +166,19 @@ static int make_choices(struct generation *g)
 static int submit_one(struct generation *g, struct choice *c, struct err *err)
 {
     struct generation_prompt *p = &g->prompts[c->prompt_idx];
-    struct engine_request req = {
-        .prompt = p->ids, .n_prompt = p->n_ids, .sampling = g->params.sampling, .user = c};
+    struct engine_request req = {.prompt = p->ids,
+                                 .n_prompt = p->n_ids,
+                                 .sampling = g->params.sampling,
+                                 .priority = g->params.priority,
+                                 .user = c};
 
     req.sampling.max_tokens = p->max_tokens;
     req.sampling.sample_idx = (uint32_t)c->sample_idx;
     req.sampling.seed = (uint64_t)g->params.seed;
+    req.sampling.bad_words = g->bad_words;
+    req.sampling.n_bad_words = g->n_bad_words;
+    if (g->params.n_samples > g->params.n && req.sampling.n_logprobs < 0)
+        req.sampling.n_logprobs = 0; /* they decide who is best */
     if (req.sampling.min_tokens > p->max_tokens)
         req.sampling.min_tokens = p->max_tokens;
     return engine_submit(g->server->engine, &req, &c->engine_id, err);
@@ -213,6 +223,32 @@ void generation_unpark(struct generation *g)
 
 /* Events */
 
+/* The likelier per token first; of equals the earlier. Choices without a token come last. */
+static int compare_choices(const void *a, const void *b)
+{
+    const struct choice *x = a, *y = b;
+    double lx = x->n_tokens ? x->logprob_sum / x->n_tokens : -INFINITY;
+    double ly = y->n_tokens ? y->logprob_sum / y->n_tokens : -INFINITY;
+
+    if (x->prompt_idx != y->prompt_idx)
+        return x->prompt_idx < y->prompt_idx ? -1 : 1;
+    if (lx != ly)
+        return lx > ly ? -1 : 1;
+    return x->sample_idx < y->sample_idx ? -1 : 1;
+}
+
+/* Of each prompt's best_of choices the n best stay, and get their index in the answer. */
+static void pick_best(struct generation *g)
+{
+    int n = g->params.n, n_samples = g->params.n_samples;
+
+    if (n_samples == n)
+        return;
+    qsort(g->choices, (size_t)g->n_choices, sizeof(*g->choices), compare_choices);
+    for (int i = 0; i < g->n_choices; i++)
+        g->choices[i].index = i % n_samples < n ? i / n_samples * n + i % n_samples : -1;
+}
+
 static void finish(struct generation *g)
 {
     struct exchange *ex = g->exchange;
@@ -223,6 +259,7 @@ static void finish(struct generation *g)
         generation_write_stream_end(g, exchange_stream(ex));
         exchange_stream_end(ex);
     } else {
+        pick_best(g);
         generation_write_body(g, &body);
         exchange_reply_json(ex, 200, &body);
     }

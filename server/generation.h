@@ -30,6 +30,7 @@ struct choice {
     int32_t stop_token;
     char *stop_string; /* owned by the arena */
     int n_tokens;
+    double logprob_sum; /* of its tokens, where best_of needs it */
     int64_t last_token_ns;
     struct strbuf text;      /* not yet written: a chunk's, or the whole answer's */
     struct strbuf token_ids; /* likewise, "1,2,3" */
@@ -40,7 +41,7 @@ struct choice {
 struct generation_prompt {
     int32_t *ids; /* [n_ids] owned when is_malloced, else by the arena */
     int n_ids, max_tokens, n_cached;
-    bool is_malloced;
+    bool is_malloced, is_truncated;
     struct strbuf echo;     /* the prompt's text, if it is wanted */
     struct strbuf ids_text; /* "1,2,3", if they are wanted */
 };
@@ -57,6 +58,8 @@ struct generation {
     struct openai_params params;
     struct openai_usage usage;
     struct api_error error;
+    struct engine_word *bad_words; /* each word with its spellings; ids are malloc'ed */
+    int n_bad_words;
     struct generation_prompt *prompts; /* [params.n_prompts], or one for chat */
     int n_prompts;
     struct choice *choices;

@@ -12,6 +12,7 @@
 #include "server/json_in.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/random.h>
 
 #define DEFAULT_COMPLETION 16 /* what the API prescribes for completions without max_tokens */
@@ -58,6 +59,80 @@ static int tokenize_one(struct generation *g, int i, struct err *err)
                               g->params.add_generation_prompt, &p->ids, &p->n_ids, NULL, err);
     p->is_malloced = rc == 0;
     return rc;
+}
+
+/* Keeps the end of a prompt that is longer than was asked for. */
+static int truncate_prompt(struct generation *g, struct generation_prompt *p, struct err *err)
+{
+    int answer = g->params.max_tokens >= 0 ? g->params.max_tokens : 1;
+    int most = g->params.truncate_prompt;
+
+    if (most == -1)
+        most = g->server->limits.max_seq_len - answer;
+    if (g->params.truncate_prompt == -2 || p->n_ids <= most)
+        return 0;
+    if (most < 0)
+        return 0; /* the answer alone is too long: fit_context() says so */
+    memmove(p->ids, p->ids + p->n_ids - most, (size_t)most * sizeof(*p->ids));
+    p->n_ids = most;
+    p->is_truncated = true;
+    if (!g->params.echo)
+        return 0;
+    strbuf_reset(&p->echo); /* of what is left */
+    return engine_detokenize(g->server->engine, p->ids, p->n_ids, g->params.sampling.skip_special,
+                             &p->echo, err);
+}
+
+/* One spelling of a bad word; *is_new is false when it has the tokens of the one before. */
+static int add_spelling(struct generation *g, const char *word, bool with_space, struct err *err)
+{
+    struct strbuf text = STRBUF_INIT;
+    struct engine_word *out = &g->bad_words[g->n_bad_words];
+    const struct engine_word *before = out - 1;
+    int32_t *ids = NULL;
+    int n_ids = 0, rc;
+
+    if (with_space)
+        strbuf_addch(&text, ' ');
+    strbuf_addstr(&text, word + strspn(word, " "));
+    rc = engine_tokenize(g->server->engine, text.buf, text.len, false, false, &ids, &n_ids, err);
+    strbuf_release(&text);
+    if (rc < 0)
+        return rc;
+    if (n_ids == 0 || (with_space && before->n_ids == n_ids &&
+                       !memcmp(before->ids, ids, (size_t)n_ids * sizeof(*ids)))) {
+        free(ids);
+        return 0;
+    }
+    *out = (struct engine_word){.ids = ids, .n_ids = n_ids};
+    g->n_bad_words++;
+    return 0;
+}
+
+/* A word is banned as it stands behind another word and as it begins a text. */
+static int tokenize_bad_words(struct generation *g)
+{
+    int n = g->params.n_bad_words;
+
+    if (n == 0)
+        return 0;
+    g->bad_words = arena_array(&g->arena, 2 * (size_t)n, sizeof(*g->bad_words));
+    if (!g->bad_words)
+        return openai_refuse_no_room(&g->error);
+    for (int i = 0; i < n; i++) {
+        const char *word = g->params.bad_words[i];
+        struct err err = {0};
+        int had = g->n_bad_words;
+        int rc = add_spelling(g, word, false, &err);
+
+        if (rc == 0 && g->n_bad_words > had)
+            rc = add_spelling(g, word, true, &err);
+        if (rc < 0)
+            return api_error_from_err(&g->error, &err, "bad_words");
+        if (g->n_bad_words == had)
+            return api_error_set(&g->error, 400, "bad_words", NULL, "Word %d has no tokens.", i);
+    }
+    return 0;
 }
 
 /* An empty prompt is BOS, where the tokenizer has one to add. */
@@ -132,12 +207,14 @@ static int tokenize(struct generation *g)
         struct generation_prompt *p = &g->prompts[i];
         struct err err = {0};
 
-        if (generates && check_bytes(g, i) < 0)
+        if (generates && g->params.truncate_prompt == -2 && check_bytes(g, i) < 0)
             return ERR_INVALID;
         if (tokenize_one(g, i, &err) < 0)
             return api_error_from_err(&g->error, &err, input_name(g));
         if (!generates)
             continue;
+        if (truncate_prompt(g, p, &err) < 0)
+            return api_error_from_err(&g->error, &err, input_name(g));
         if (fill_empty(g, p) < 0 || fit_context(g, p) < 0)
             return ERR_INVALID;
         for (int k = 0; g->params.return_token_ids && k < p->n_ids; k++)
@@ -174,5 +251,6 @@ void generation_prepare(struct generation *g)
     if (parse(g) < 0)
         return;
     generation_write_head(g);
-    tokenize(g);
+    if (tokenize_bad_words(g) == 0)
+        tokenize(g);
 }

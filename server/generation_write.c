@@ -72,7 +72,7 @@ static bool is_unechoed(const struct generation *g, int prompt_idx, int i, int32
 {
     const struct openai_prompt *in = &g->params.prompts[prompt_idx];
 
-    if (in->ids)
+    if (in->ids || g->prompts[prompt_idx].is_truncated)
         return is_skipped(g, id);
     return i == 0 && id == g->server->info->bos_id &&
            (in->text_len == 0 || g->params.add_special != 0);
@@ -158,6 +158,8 @@ void generation_add_event(struct choice *c, const struct engine_event *ev)
     strbuf_add(&c->text, ev->text, ev->text_len);
     for (int i = 0; i < ev->n_tokens; i++) {
         const struct engine_token *t = &ev->tokens[i];
+
+        c->logprob_sum += (double)t->logprob;
         bool is_end = ev->finish == FINISH_STOP && i + 1 == ev->n_tokens && t->id == ev->stop_token;
 
         if (p->sampling.n_logprobs >= 0)
@@ -301,14 +303,17 @@ void generation_write_body(struct generation *g, struct strbuf *out)
     strbuf_add(out, g->head.buf, g->head.len);
     for (int i = 0; i < g->n_choices; i++) {
         struct choice *c = &g->choices[i];
-        struct openai_piece piece = piece_of(c);
+        struct openai_piece piece;
 
+        if (c->index < 0)
+            continue; /* not among the best */
+        piece = piece_of(c);
         piece.finish_reason = finish_word(c->finish);
         if (g->params.return_token_ids)
             piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
         if (g->params.n_prompt_logprobs >= 0)
             piece.prompt_logprobs = &c->prompt_logprobs;
-        if (i > 0)
+        if (c->index > 0)
             strbuf_addch(out, ',');
         if (g->api == API_CHAT)
             openai_write_message_choice(out, &piece);

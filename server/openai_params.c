@@ -46,7 +46,9 @@ static const struct field fields[] = {
     {"frequency_penalty", GEN, FIELD_FLOAT, AT(sampling.frequency_penalty), -2, 2},
     {"seed", GEN, FIELD_INT64, AT(seed), -9.3e18, 9.3e18},
     {"n", GEN, FIELD_INT, AT(n), 1, OPENAI_MAX_N},
-    {"best_of", GEN, FIELD_INT, AT(best_of), 0, 20},
+    {"best_of", API_COMPLETIONS, FIELD_INT, AT(best_of), 0, 20},
+    {"truncate_prompt_tokens", GEN, FIELD_INT, AT(truncate_prompt), -1, MAX_INT},
+    {"priority", GEN, FIELD_INT, AT(priority), -MAX_INT - 1, MAX_INT},
     {"stream", GEN, FIELD_BOOL, AT(stream), 0, 0},
     {"echo", API_COMPLETIONS, FIELD_BOOL, AT(echo), 0, 0},
     {"logprobs", API_COMPLETIONS, FIELD_INT, AT(n_logprobs), 0, 5},
@@ -228,6 +230,46 @@ static int read_bias(struct openai_reader *r, const char *name, const json_t *v)
     return 0;
 }
 
+static int read_allowed(struct openai_reader *r, const char *name, const json_t *v)
+{
+    int32_t *ids;
+    int n;
+
+    if (openai_read_ids(r, name, v, &ids, &n) < 0)
+        return ERR_INVALID;
+    if (n == 0)
+        return api_error_set(r->e, 400, name, NULL, "'%s' must not be empty.", name);
+    r->out->sampling.allowed = ids;
+    r->out->sampling.n_allowed = n;
+    return 0;
+}
+
+static int read_bad_words(struct openai_reader *r, const char *name, const json_t *v)
+{
+    size_t n = json_array_size(v);
+
+    if (!json_is_array(v))
+        return refuse_type(r->e, name, "an array of strings", v);
+    if (n > OPENAI_MAX_BAD_WORDS)
+        return api_error_set(r->e, 400, name, NULL, "'%s' holds more than %d words.", name,
+                             OPENAI_MAX_BAD_WORDS);
+    r->out->bad_words = arena_array(r->arena, n + 1, sizeof(*r->out->bad_words));
+    if (!r->out->bad_words)
+        return openai_refuse_no_room(r->e);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *word = json_array_get(v, i);
+
+        if (!json_is_string(word))
+            return refuse_type(r->e, name, "an array of strings", word);
+        if (json_string_length(word) == 0 || json_string_length(word) > OPENAI_MAX_WORD_BYTES)
+            return api_error_set(r->e, 400, name, NULL, "Word %zu of '%s' must have 1 to %d bytes.",
+                                 i, name, OPENAI_MAX_WORD_BYTES);
+        r->out->bad_words[i] = json_string_value(word);
+    }
+    r->out->n_bad_words = (int)n;
+    return 0;
+}
+
 static int read_stream_options(struct openai_reader *r, const char *name, const json_t *v)
 {
     const json_t *usage, *continuous;
@@ -264,6 +306,8 @@ static const struct {
     {"stop", GEN, read_stop},
     {"stop_token_ids", GEN, read_stop_ids},
     {"logit_bias", GEN, read_bias},
+    {"allowed_token_ids", GEN, read_allowed},
+    {"bad_words", GEN, read_bad_words},
     {"stream_options", GEN, read_stream_options},
     {"user", GEN, read_string},
 };
@@ -323,9 +367,6 @@ static const struct {
     {"guided_grammar", GEN, means_nothing},
     {"grammar", GEN, means_nothing},
     {"json_schema", GEN, means_nothing},
-    {"allowed_token_ids", GEN, means_nothing},
-    {"bad_words", GEN, means_nothing},
-    {"truncate_prompt_tokens", GEN, NULL},
     {"prompt_embeds", GEN, means_nothing},
     {"use_beam_search", GEN, means_nothing},
 };
@@ -379,9 +420,6 @@ static int check_tokens_asked(struct openai_reader *r)
 {
     struct openai_params *p = r->out;
 
-    if (p->max_tokens == 0 && !p->echo)
-        return api_error_set(r->e, 400, "max_tokens", NULL,
-                             "'max_tokens' may be 0 only together with 'echo'.");
     if (p->max_tokens >= 0 && p->sampling.min_tokens > p->max_tokens)
         return api_error_set(r->e, 400, "min_tokens", NULL,
                              "'min_tokens' (%d) is above 'max_tokens' (%d).",
@@ -401,15 +439,21 @@ static int check_together(struct openai_reader *r)
     struct openai_params *p = r->out;
     int most = r->limits->max_logprobs;
 
-    if ((int64_t)p->n * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
+    p->n_samples = p->best_of > p->n ? p->best_of : p->n;
+    if ((int64_t)p->n_samples * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
         return api_error_set(r->e, 400, p->n_prompts > r->limits->max_choices ? "prompt" : "n",
-                             NULL, "%d prompts with n = %d; this server gives at most %d choices.",
-                             p->n_prompts ? p->n_prompts : 1, p->n, r->limits->max_choices);
+                             NULL, "%d prompts with %s = %d; this server gives at most %d choices.",
+                             p->n_prompts ? p->n_prompts : 1, p->best_of > p->n ? "best_of" : "n",
+                             p->n_samples, r->limits->max_choices);
     if (p->best_of > 1 && p->best_of < p->n)
         return api_error_set(r->e, 400, "best_of", NULL, "'best_of' must not be below 'n'.");
-    if (p->best_of > p->n)
-        return api_error_set(r->e, 400, "best_of", "unsupported_parameter",
-                             "'best_of' above 'n' is not supported by this server.");
+    if (p->best_of > p->n && p->stream)
+        return api_error_set(
+            r->e, 400, "best_of", NULL,
+            "'best_of' above 'n' cannot be streamed: the best are known at the end.");
+    if (p->priority != 0 && !r->limits->has_priorities)
+        return api_error_set(r->e, 400, "priority", NULL,
+                             "This server serves in the order of arrival: 'priority' must be 0.");
     if (p->n_top_logprobs >= 0 && !p->wants_logprobs)
         return api_error_set(r->e, 400, "top_logprobs", NULL,
                              "'top_logprobs' is allowed only with 'logprobs': true.");
@@ -458,6 +502,7 @@ static void set_defaults(struct openai_params *p, const struct openai_limits *li
     p->sampling.n_prompt_logprobs = -1;
     p->top_k = limits->top_k;
     p->n = 1;
+    p->truncate_prompt = -2;
     p->legacy_max_tokens = p->max_completion_tokens = p->max_tokens = -1;
     p->n_logprobs = p->n_top_logprobs = p->n_prompt_logprobs = -1;
     p->add_special = -1;

@@ -20,6 +20,8 @@ struct arena;
 #define OPENAI_MAX_STOP_BYTES 4096 /* longer ones would only hold output back */
 #define OPENAI_MAX_BIAS       1024
 #define OPENAI_MAX_N          128
+#define OPENAI_MAX_BAD_WORDS  64
+#define OPENAI_MAX_WORD_BYTES 256
 #define OPENAI_MAX_MESSAGES   4096
 
 enum openai_api { API_COMPLETIONS = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
@@ -30,6 +32,7 @@ struct openai_limits {
     int vocab_size, max_seq_len;
     int64_t max_prompt_bytes; /* text beyond it cannot fit the context */
     int max_prompts, max_choices, max_logprobs, json_depth;
+    bool has_priorities;                          /* the scheduler heeds them */
     float temperature, top_p, repetition_penalty; /* defaults, by sampling_defaults */
     int top_k;
 };
@@ -53,6 +56,11 @@ struct openai_params {
     struct sampling_params sampling; /* but for seed, sample_idx and max_tokens */
     int max_tokens;                  /* -1: absent */
     int n, best_of;
+    int n_samples;       /* of each prompt: the greater of the two */
+    int truncate_prompt; /* tokens kept, from the end; -1: what fits; -2: absent */
+    int priority;
+    const char **bad_words; /* [n_bad_words] */
+    int n_bad_words;
     int64_t seed;
     bool has_seed;
     bool stream, has_stream_options, include_usage, continuous_usage;

@@ -177,6 +177,7 @@ static void fill_limits(struct serve *s)
         .max_choices = s->config->max_choices,
         .max_logprobs = s->config->max_logprobs,
         .json_depth = s->config->json_depth,
+        .has_priorities = s->config->scheduling == CONFIG_SCHEDULING_PRIORITY,
         .temperature = i->default_temperature,
         .top_p = i->default_top_p,
         .top_k = i->default_top_k,

@@ -97,6 +97,7 @@ static int cpu_step_end(struct backend *be, struct err *err)
 
 static const struct backend_ops cpu_ops = {
     .name = "cpu",
+    .has_masks = true,
     .close = cpu_close,
     .alloc = cpu_alloc,
     .free = cpu_free,

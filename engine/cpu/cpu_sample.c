@@ -148,11 +148,27 @@ static float penalise(float l, const struct sample_row *r, const struct sample_s
     return l;
 }
 
-/* Raw logits to x: penalties, bias, temperature. Returns x's maximum. */
+/* Whole words at a time where none or all of their tokens are allowed, as most are. */
+static void mask_out(struct sample_work *w, const uint32_t *mask)
+{
+    for (int at = 0; at < w->vocab_size; at += 32) {
+        int n = w->vocab_size - at < 32 ? w->vocab_size - at : 32;
+        uint32_t word = mask[at / 32];
+
+        if (word == UINT32_MAX)
+            continue;
+        for (int i = 0; i < n; i++) {
+            if (!(word >> i & 1))
+                w->x[at + i] = -INFINITY;
+        }
+    }
+}
+
+/* Raw logits to x: penalties, bias, mask, temperature. Returns x's maximum. */
 static float logits_modify(const struct cpu_kernels *kern, struct sample_work *w,
                            const struct sample_args *a, const struct sample_row *r, float scale)
 {
-    bool has_bias = r->n_bias > 0 || r->n_seen > 0;
+    bool has_bias = r->n_bias > 0 || r->n_seen > 0 || r->mask > 0;
 
     w->x = w->raw;
     if (!has_bias && scale == 1.0f)
@@ -171,6 +187,8 @@ static float logits_modify(const struct cpu_kernels *kern, struct sample_work *w
         if (bias->token >= 0 && bias->token < w->vocab_size)
             w->x[bias->token] += bias->value;
     }
+    if (r->mask > 0)
+        mask_out(w, a->mask + (int64_t)(r->mask - 1) * SAMPLE_MASK_WORDS(w->vocab_size));
     kern->logits_clean(w->x, w->x, w->vocab_size);
     return kern->logits_scale(w->x, w->vocab_size, scale);
 }

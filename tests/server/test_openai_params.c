@@ -203,7 +203,6 @@ START_TEST(openai_params__refuses_values_out_of_range)
 {
     static const struct bad bad[] = {
         {P "\"max_tokens\":-1}", 400, "max_tokens", NULL},
-        {P "\"max_tokens\":0}", 400, "max_tokens", NULL},
         {P "\"max_tokens\":2147483648}", 400, "max_tokens", NULL},
         {P "\"max_tokens\":1.5}", 400, "max_tokens", NULL},
         {P "\"max_tokens\":\"1\"}", 400, "max_tokens", NULL},
@@ -231,7 +230,14 @@ START_TEST(openai_params__refuses_values_out_of_range)
         {P "\"n\":129}", 400, "n", NULL},
         {P "\"n\":9}", 400, "n", NULL},
         {P "\"n\":-1}", 400, "n", NULL},
-        {P "\"n\":2,\"best_of\":3}", 400, "best_of", "unsupported_parameter"},
+        {P "\"n\":2,\"best_of\":3,\"stream\":true}", 400, "best_of", NULL},
+        {P "\"best_of\":9}", 400, "n", NULL},
+        {P "\"truncate_prompt_tokens\":-2}", 400, "truncate_prompt_tokens", NULL},
+        {P "\"allowed_token_ids\":[]}", 400, "allowed_token_ids", NULL},
+        {P "\"allowed_token_ids\":[100]}", 400, "allowed_token_ids", NULL},
+        {P "\"bad_words\":[\"\"]}", 400, "bad_words", NULL},
+        {P "\"bad_words\":\"x\"}", 400, "bad_words", NULL},
+        {P "\"priority\":1}", 400, "priority", NULL},
         {P "\"n\":3,\"best_of\":2}", 400, "best_of", NULL},
         {P "\"best_of\":21}", 400, "best_of", NULL},
         {P "\"logprobs\":6}", 400, "logprobs", NULL},
@@ -300,9 +306,6 @@ START_TEST(openai_params__refuses_what_it_cannot_honour)
          "unsupported_parameter"},
         {P "\"guided_json\":{\"type\":\"object\"}}", 400, "guided_json", "unsupported_parameter"},
         {P "\"grammar\":\"root ::= x\"}", 400, "grammar", "unsupported_parameter"},
-        {P "\"allowed_token_ids\":[1]}", 400, "allowed_token_ids", "unsupported_parameter"},
-        {P "\"bad_words\":[\"x\"]}", 400, "bad_words", "unsupported_parameter"},
-        {P "\"truncate_prompt_tokens\":5}", 400, "truncate_prompt_tokens", "unsupported_parameter"},
         {P "\"use_beam_search\":true}", 400, "use_beam_search", "unsupported_parameter"},
     };
     static const struct bad chat[] = {
@@ -379,6 +382,10 @@ START_TEST(openai_params__accepts_what_clients_send)
         P "\"unknown\":{\"a\":[1,2]},\"x\":null}",
         P "\"max_tokens\":1.0,\"n\":1e0,\"seed\":-0.0}",
         P "\"max_tokens\":0,\"echo\":true,\"logprobs\":5}",
+        P "\"max_tokens\":0}",
+        P "\"n\":2,\"best_of\":3}",
+        P "\"truncate_prompt_tokens\":-1,\"priority\":0}",
+        P "\"allowed_token_ids\":[1,99],\"bad_words\":[\"a\",\"b c\"]}",
         P "\"stop\":[]}",
         P "\"stop\":[\"a\",\"b\",\"c\",\"d\"]}",
         P "\"suffix\":\"\"}",
@@ -397,7 +404,7 @@ START_TEST(openai_params__accepts_what_clients_send)
         P "\"logit_bias\":{\"0\":-100,\"99\":100}}",
         P "\"top_p\":1e-30}",
         P "\"repetition_penalty\":1e-5}",
-        P "\"repetition_penalty\":1,\"length_penalty\":1,\"priority\":3}",
+        P "\"repetition_penalty\":1,\"length_penalty\":1,\"priority\":0}",
         P "\"stream\":true,\"stream_options\":{\"include_usage\":null,\"x\":1}}",
     };
     static const char *const chat[] = {

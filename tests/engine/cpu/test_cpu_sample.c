@@ -325,6 +325,52 @@ START_TEST(cpu_sample__draws_in_proportion)
 }
 END_TEST
 
+/* A masked token is one whose bias is minus infinity, whatever else was asked for. */
+START_TEST(cpu_sample__a_mask_bans_like_a_bias)
+{
+    enum { VOCAB = 333, ROUNDS = 400 };
+    struct backend *be = fixture_open(_i, DTYPE_F32, 1, 16);
+    struct dice d = {.seed = 77};
+    static float logits[VOCAB];
+    static struct sample_bias bias[MAX_SEEN + VOCAB];
+    static struct sample_seen seen[MAX_SEEN];
+    uint32_t mask[2][SAMPLE_MASK_WORDS(VOCAB)];
+
+    for (int round = 0; round < ROUNDS; round++) {
+        struct sample_row row, banned;
+        struct sample_result res = {.token = -2}, want;
+        struct err err = {0};
+
+        random_logits(&d, logits, VOCAB);
+        random_row(&d, &row, bias, seen, VOCAB);
+        banned = row;
+        memset(mask, 0xff, sizeof(mask));
+        for (int t = 0; t < VOCAB; t++) {
+            if (roll(&d) < 0.4) {
+                mask[1][t / 32] &= ~(UINT32_C(1) << (t % 32));
+                bias[banned.n_bias++] = (struct sample_bias){.token = t, .value = -INFINITY};
+            }
+        }
+        want = sample(be, logits, VOCAB, &banned, bias, seen);
+        row.mask = 2;
+        ck_assert_int_eq(be->ops->sample(be,
+                                         &(struct sample_args){.n_rows = 1,
+                                                               .vocab_size = VOCAB,
+                                                               .logits = logits,
+                                                               .rows = &row,
+                                                               .bias = bias,
+                                                               .seen = seen,
+                                                               .mask = mask[0],
+                                                               .result = &res},
+                                         &err),
+                         0);
+        ck_assert_int_eq(res.token, want.token);
+        ck_assert(res.logprob == want.logprob || want.logprob != want.logprob);
+    }
+    be->ops->close(be);
+}
+END_TEST
+
 TEST_SUITE(cpu_sample)
 {
     TCase *tc = test_case(suite, "core");
@@ -338,4 +384,5 @@ TEST_SUITE(cpu_sample)
     tcase_add_loop_test(tc, cpu_sample__reports_a_forced_token, 0, n);
     tcase_add_loop_test(tc, cpu_sample__survives_rows_without_a_choice, 0, n);
     tcase_add_loop_test(tc, cpu_sample__draws_in_proportion, 0, n);
+    tcase_add_loop_test(tc, cpu_sample__a_mask_bans_like_a_bias, 0, n);
 }
