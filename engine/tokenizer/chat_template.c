@@ -210,7 +210,7 @@ static int take_output(const struct jinja_builder *b, struct chat_prompt *out, s
 int chat_template_render(const struct chat_template *ct, const struct chat_args *args,
                          struct chat_prompt *out, struct err *err)
 {
-    struct jinja_run run = {.err = err};
+    struct jinja_run run = {.err = err, .now_unix = args->now_unix};
     struct jinja_builder text;
     struct jinja_dict *names;
 

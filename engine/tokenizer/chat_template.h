@@ -14,6 +14,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct chat_template;
 struct err;
@@ -52,6 +53,7 @@ struct chat_args {          /* all borrowed; NULL where absent */
     const json_t *tools;    /* array, or NULL */
     const json_t *extra;    /* object: chat_template_kwargs, become variables */
     bool add_generation_prompt;
+    int64_t now_unix; /* what strftime_now() tells, in seconds; 0: the clock's time */
 };
 
 /*

@@ -105,6 +105,7 @@ struct jinja_run {
     int rc;
     int64_t n_steps;
     int depth;
+    int64_t now_unix; /* 0: the clock */
     struct jinja_scope *scope;
     struct jinja_builder *out;
 };

@@ -625,7 +625,7 @@ static struct jinja_value range(struct jinja_run *run, const struct jinja_call_a
 
 static struct jinja_value strftime_now(struct jinja_run *run, struct jinja_value f)
 {
-    time_t now = time(NULL);
+    time_t now = run->now_unix ? (time_t)run->now_unix : time(NULL);
     char text[256], fmt[128];
     struct tm tm;
 

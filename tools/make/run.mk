@@ -21,7 +21,7 @@ test: deps-test ## build and run everything that needs no GPU
 	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests $(BIN)/spand-plan-tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-plan-search
-	@$(MAKE) --no-print-directory test-scramble
+	@$(MAKE) --no-print-directory test-scramble test-templates
 	@$(MAKE) --no-print-directory test-e2e
 
 test-unit: $(BIN)/spand-tests ## run the Check suites (CK_RUN_SUITE=name picks one)
