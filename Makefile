@@ -46,7 +46,7 @@ endif
 
 BASE_SRC   := $(wildcard base/*.c)
 CONFIG_SRC := $(wildcard config/*.c)
-ENGINE_SRC := $(wildcard engine/*.c engine/tokenizer/*.c engine/model/*.c engine/kv/*.c engine/plan/*.c engine/cpu/*.c)
+ENGINE_SRC := $(wildcard engine/*.c engine/tokenizer/*.c engine/model/*.c engine/kv/*.c engine/plan/*.c engine/grammar/*.c engine/cpu/*.c)
 CUDA_SRC   := $(wildcard cuda/*.cu)
 CUDA_CSRC  := $(wildcard cuda/*.c)
 SERVER_SRC := $(filter-out server/main.c,$(wildcard server/*.c))

@@ -114,6 +114,15 @@ CONFIG_KEY(BYTES, request_memory_bytes, "1GiB", 1048576, 1125899906842624, "",
            "The memory that all requests together may take for their tokens, and for the logprobs "
            "of their prompts. Beyond it a request is refused with status 429 and a Retry-After "
            "header.")
+CONFIG_KEY(INT, grammar_cache, "64", 1, 65536, "grammars",
+           "How many compiled schemas, regular expressions and grammars are kept for requests that "
+           "ask for the same again.")
+CONFIG_KEY(BYTES, grammar_memory_bytes, "32MiB", 65536, 1125899906842624, "",
+           "The memory that compiling one schema or grammar may take. Beyond it the request is "
+           "refused.")
+CONFIG_KEY(INT, grammar_timeout_ms, "2000", 1, 600000, "ms",
+           "The time that compiling one schema or grammar may take. Beyond it the request is "
+           "refused. It never holds up other requests.")
 CONFIG_KEY(INT, max_logprobs, "20", 0, 1000, "tokens",
            "The most alternatives a chat request may ask for with top_logprobs. Completions "
            "allow 5, as the API prescribes.")

@@ -9,6 +9,7 @@
 #include "config/config.h"
 #include "engine/engine_open.h"
 #include "engine/engine_state.h"
+#include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -275,6 +276,22 @@ int engine_token_bytes(const struct engine *e, int32_t id, struct strbuf *out)
     if (!e->tokenizer)
         return ERR_UNSUPPORTED;
     return tokenizer_token_bytes(e->tokenizer, id, out) ? 0 : ERR_NOT_FOUND;
+}
+
+int engine_grammar_new(struct engine *e, enum engine_grammar_kind kind, const char *text,
+                       size_t len, struct grammar **out, struct err *err)
+{
+    if (!e->grammars)
+        return no_tokenizer(err);
+    if (!e->env.has_masks)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "this device cannot restrict the tokens that are drawn");
+    return grammar_cache_get(e->grammars, kind, text, len, out, err);
+}
+
+void engine_grammar_free(struct grammar *g)
+{
+    grammar_unref(g);
 }
 
 static json_t *messages_to_json(const struct engine_message *messages, int n_messages)

@@ -67,6 +67,9 @@ struct engine_bias {
     float value;
 };
 
+/* What a request may write: see engine_grammar_new(). */
+struct grammar;
+
 /* A sequence of tokens. */
 struct engine_word {
     const int32_t *ids; /* [n_ids] */
@@ -94,6 +97,7 @@ struct sampling_params {
     int n_allowed;
     const struct engine_word *bad_words; /* [n_bad_words] never completed among the generated */
     int n_bad_words;
+    struct grammar *grammar; /* what the answer must be, or NULL; the request keeps its own reference */
 };
 
 /* Fills in the values that change nothing: temperature 1, penalties off, max_tokens 16. */
@@ -169,6 +173,24 @@ int engine_detokenize(const struct engine *e, const int32_t *ids, int n_ids, boo
 
 /* The raw bytes of one token in the middle of a text (may be half a character). */
 int engine_token_bytes(const struct engine *e, int32_t id, struct strbuf *out);
+
+/* How the text of a grammar is to be read. */
+enum engine_grammar_kind {
+    ENGINE_GRAMMAR_JSON_SCHEMA,
+    ENGINE_GRAMMAR_JSON_OBJECT, /* any object; the text does not matter */
+    ENGINE_GRAMMAR_REGEX,       /* of the whole answer */
+    ENGINE_GRAMMAR_CHOICE,      /* a JSON array of strings */
+    ENGINE_GRAMMAR_EBNF
+};
+
+/*
+ * Compiles a grammar, or finds it among those that were used lately. Any thread; takes up to
+ * grammar_timeout_ms. ERR_INVALID: the text is at fault; ERR_LIMIT: it asks for too much;
+ * ERR_UNSUPPORTED: this device or model can do without only.
+ */
+int engine_grammar_new(struct engine *e, enum engine_grammar_kind kind, const char *text,
+                       size_t len, struct grammar **out, struct err *err);
+void engine_grammar_free(struct grammar *g); /* NULL is allowed; requests keep what they use */
 
 struct engine_message {
     const char *role, *content; /* UTF-8 */

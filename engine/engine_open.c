@@ -9,6 +9,7 @@
 #include "base/build_info.h"
 #include "base/clock.h"
 #include "config/config.h"
+#include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -398,6 +399,17 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
     rc = open_plan(e, config, err);
     if (rc == 0)
         rc = open_text(e, config, err);
+    if (rc == 0 && e->tokenizer)
+        rc = grammar_cache_new(&e->grammars,
+                               &(struct grammar_cache_params){
+                                   .tokenizer = e->tokenizer,
+                                   .vocab_size = mc->vocab_size,
+                                   .eos_ids = mc->eos_ids,
+                                   .n_eos = mc->n_eos,
+                                   .n_max = config->grammar_cache,
+                                   .max_bytes = config->grammar_memory_bytes,
+                                   .timeout_ns = config->grammar_timeout_ms * INT64_C(1000000)},
+                               err);
     if (rc == 0)
         rc = open_backend(e, config, err);
     if (rc == 0) {
@@ -434,6 +446,7 @@ void engine_parts_close(struct engine *e)
     model_close(e->model);
     if (e->be)
         e->be->ops->close(e->be);
+    grammar_cache_free(e->grammars);
     chat_template_free(e->chat_template);
     tokenizer_free(e->tokenizer);
     plan_free(e->plan);

@@ -27,6 +27,7 @@
 #define ENGINE_MAX_FAILURES 3 /* failed steps in a row before the engine calls itself unhealthy */
 
 struct chat_template;
+struct grammar_cache;
 struct tokenizer;
 
 /* Who is alive, by the low bits of the id: from submit until the final event was handed out. */
@@ -50,6 +51,7 @@ struct engine {
     struct tokenizer *tokenizer;
     struct chat_template *chat_template; /* NULL: template_err says why */
     struct err template_err;
+    struct grammar_cache *grammars; /* has its own lock; NULL without a tokenizer */
     struct request_env env;
     pthread_t thread;
     bool thread_started;

@@ -308,6 +308,7 @@ int request_new(struct request **out, const struct request_env *env,
     r->sampling.bias = NULL; /* so has r->bias, and r->filter of the rest */
     r->sampling.allowed = NULL;
     r->sampling.bad_words = NULL;
+    r->sampling.grammar = NULL;
     r->seq.owner = r;
     r->seq.tokens = r->tokens;
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
@@ -346,6 +347,7 @@ void request_free(struct request *r)
         return;
     if (r->detok.tok)
         detok_release(&r->detok);
+    token_filter_release(&r->filter);
     outbox_record_release(&r->out);
     strbuf_release(&r->pending);
     free(r->held);
@@ -414,7 +416,7 @@ static bool held_grow(struct request *r)
 enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
                                       int64_t now_ns)
 {
-    bool is_end = ends_with(r, token->id);
+    bool is_end = ends_with(r, token->id), is_complete;
     struct engine_token *held;
     size_t at = r->pending.len;
 
@@ -437,11 +439,14 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
         detok_push(&r->detok, token->id, &r->pending);
     held->text_at = (int)at;
     held->text_len = (int)(r->pending.len - at);
+    is_complete = token_filter_take(&r->filter, token->id);
     if (match_stops(r, at)) {
         /* A stop string that this token completed counts before the token itself. */
     } else if (is_end && !flush_text(r)) {
         r->finish = FINISH_STOP;
         r->stop_token = token->id;
+    } else if (!is_end && is_complete && !flush_text(r)) {
+        r->finish = FINISH_STOP; /* its grammar leaves nothing to add */
     } else if (!is_end && r->seq.n_tokens == r->seq.need.n_limit && !flush_text(r)) {
         r->finish = FINISH_LENGTH;
     }

@@ -6,6 +6,7 @@
 #include "base/arena.h"
 #include "base/check.h"
 #include "engine/backend.h"
+#include "engine/grammar/grammar.h"
 
 #include <string.h>
 
@@ -72,7 +73,20 @@ int token_filter_init(struct token_filter *f, struct arena *arena, const struct 
 
     *f = (struct token_filter){.vocab_size = vocab_size};
     rc = copy_allowed(f, arena, p, err);
-    return rc < 0 ? rc : copy_words(f, arena, p, err);
+    if (rc == 0)
+        rc = copy_words(f, arena, p, err);
+    if (rc < 0 || !p->grammar)
+        return rc;
+    f->grammar = grammar_ref(p->grammar);
+    return grammar_run_init(&f->run, &f->grammar->masks, err);
+}
+
+void token_filter_release(struct token_filter *f)
+{
+    if (f->grammar)
+        grammar_run_release(&f->run);
+    grammar_unref(f->grammar);
+    *f = (struct token_filter){0};
 }
 
 /* Would one more token complete the word? */
@@ -84,8 +98,7 @@ static bool is_begun(const struct engine_word *w, const int32_t *generated, int 
            !memcmp(generated + n - n_before, w->ids, (size_t)n_before * sizeof(*generated));
 }
 
-bool token_filter_fill(const struct token_filter *f, const int32_t *generated, int n,
-                       uint32_t *mask)
+bool token_filter_fill(struct token_filter *f, const int32_t *generated, int n, uint32_t *mask)
 {
     int n_words = SAMPLE_MASK_WORDS(f->vocab_size);
     uint32_t any = 0;
@@ -103,7 +116,17 @@ bool token_filter_fill(const struct token_filter *f, const int32_t *generated, i
         if (is_begun(&f->words[i], generated, n))
             mask[last / 32] &= ~(UINT32_C(1) << (last % 32));
     }
+    if (f->grammar)
+        grammar_run_mask(&f->run, f->grammar->scratch, mask);
     for (int i = 0; i < n_words; i++)
         any |= mask[i];
     return any != 0;
+}
+
+bool token_filter_take(struct token_filter *f, int32_t token)
+{
+    if (!f->grammar)
+        return false;
+    grammar_run_take(&f->run, f->grammar->scratch, token);
+    return grammar_run_must_end(&f->run);
 }
