@@ -97,7 +97,8 @@ struct sampling_params {
     int n_allowed;
     const struct engine_word *bad_words; /* [n_bad_words] never completed among the generated */
     int n_bad_words;
-    struct grammar *grammar; /* what the answer must be, or NULL; the request keeps its own reference */
+    struct grammar
+        *grammar; /* what the answer must be, or NULL; the request keeps its own reference */
 };
 
 /* Fills in the values that change nothing: temperature 1, penalties off, max_tokens 16. */
@@ -216,7 +217,7 @@ struct engine_pages {
 struct engine_stats {
     int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
     int64_t n_finished[FINISH_ERROR + 1];
-    int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns;
+    int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns, mask_ns;
     int64_t pages_total, pages_used;
     struct engine_pages pages; /* the used ones */
     int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */

@@ -119,6 +119,7 @@ static int compute(struct engine *e, const struct sched_step *step, struct err *
     if (rc < 0)
         return rc;
     rc = model_forward(e->model, &e->batch.device, &e->kv_memory.view, rope_len, err);
+    sampler_fill_masks(&e->sampler); /* while the device works */
     if (rc == 0 && step->n_logits)
         rc = sampler_run(&e->sampler, model_logits(e->model), err);
     if (rc == 0)
@@ -177,6 +178,8 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
     token =
         sampler_token(&e->sampler, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
     reason = request_push_token(r, &token, now_ns);
+    e->sampler.mask_ns += r->filter.take_ns;
+    r->filter.take_ns = 0;
     if (reason != FINISH_NONE) {
         scheduler_remove(&e->sched, &r->seq);
         stats_finished(&e->stats, reason);
@@ -229,6 +232,8 @@ static void count_step(struct engine *e, const struct sched_step *step, int n_ne
     for (const struct sched_seq *seq = e->sched.waiting.head; seq; seq = seq->next)
         add.waiting_tokens += seq->n_tokens;
     add.step_ns = add.end_ns - start_ns;
+    add.mask_ns = e->sampler.mask_ns;
+    e->sampler.mask_ns = 0;
     stats_add_step(&e->stats, &add, e->be);
 }
 

@@ -4,6 +4,7 @@
 #include "engine/sampler.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "engine/request.h"
 
 #include <math.h>
@@ -53,6 +54,9 @@ int sampler_init(struct sampler *s, struct backend *be, const struct sampler_par
     s->result = host[DEV_RESULT];
     s->top_token = host[DEV_TOP_TOKEN];
     s->top_logprob = host[DEV_TOP_LOGPROB];
+    s->masked = calloc((size_t)params->max_batch, sizeof(*s->masked));
+    if (!s->masked)
+        rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d masks", params->max_batch);
     for (int i = 0; i < DEV_COUNT && rc == 0; i++) {
         if (!host[i])
             rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d rows", params->max_logits);
@@ -74,6 +78,7 @@ void sampler_release(struct sampler *s)
     free(s->bias);
     free(s->seen);
     free(s->mask);
+    free(s->masked);
     free(s->result);
     free(s->top_token);
     free(s->top_logprob);
@@ -99,9 +104,7 @@ static int32_t add_mask(struct sampler *s, struct request *r)
     if (!token_filter_is_active(&r->filter))
         return 0;
     CHECK(s->n_masks < s->params.max_batch);
-    r->has_choice =
-        token_filter_fill(&r->filter, &r->tokens[r->seq.n_prompt], request_n_generated(r),
-                          s->mask + (size_t)s->n_masks * mask_words(s));
+    s->masked[s->n_masks] = r;
     return ++s->n_masks;
 }
 
@@ -153,6 +156,21 @@ void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
                                              .n_top = n_top,
                                              .bias_at = s->n_bias,
                                              .seen_at = s->n_seen};
+}
+
+void sampler_fill_masks(struct sampler *s)
+{
+    int64_t t0 = s->n_masks ? clock_ns() : 0;
+
+    for (int i = 0; i < s->n_masks; i++) {
+        struct request *r = s->masked[i];
+
+        r->has_choice =
+            token_filter_fill(&r->filter, &r->tokens[r->seq.n_prompt], request_n_generated(r),
+                              s->mask + (size_t)i * mask_words(s));
+    }
+    if (s->n_masks)
+        s->mask_ns += clock_ns() - t0;
 }
 
 static int upload(struct sampler *s, int which, const void *host, size_t bytes, struct err *err)

@@ -29,7 +29,9 @@ struct sampler {
     int32_t *top_token;                  /* host [max_logits, ENGINE_MAX_TOP], rows max_top wide */
     float *top_logprob;                  /* likewise */
     uint32_t *mask;                      /* host [max_batch, SAMPLE_MASK_WORDS(vocab_size)] */
+    struct request **masked;             /* [n_masks] whose row of the mask it is */
     int n_masks;
+    int64_t mask_ns; /* time spent on masks since the caller last took it */
     void *device[7]; /* private: the arrays above, in their order */
 };
 
@@ -39,11 +41,17 @@ void sampler_release(struct sampler *s);
 
 void sampler_begin(struct sampler *s);
 
-/* A row that draws r's next token; sets r->has_choice. */
+/* A row that draws r's next token; r must stay until sampler_fill_masks(). */
 void sampler_add_draw(struct sampler *s, struct request *r);
 
 /* A row that only reports the logprob of r's prompt token at position pos. */
 void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos);
+
+/*
+ * Works out which tokens may be drawn, where that is limited, and sets r->has_choice. Needs nothing
+ * of the step's results, so it belongs behind the queueing of the forward pass.
+ */
+void sampler_fill_masks(struct sampler *s);
 
 /* Queues the op on the step's logits; sampler_fetch() after the step's end brings the results. */
 int sampler_run(struct sampler *s, float *logits, struct err *err);

@@ -80,6 +80,7 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
                               .n_running = (int)step->n_running};
     s->now.n_steps++;
     s->now.step_ns += step->step_ns;
+    s->now.mask_ns += step->mask_ns;
     s->now.prefill_ns += prefill_ns;
     s->now.decode_ns += step->step_ns - prefill_ns;
     s->now.prompt_tokens += step->n_prompt_rows;

@@ -4,7 +4,7 @@
 #include "engine/token_filter.h"
 
 #include "base/arena.h"
-#include "base/check.h"
+#include "base/clock.h"
 #include "engine/backend.h"
 #include "engine/grammar/grammar.h"
 
@@ -125,8 +125,12 @@ bool token_filter_fill(struct token_filter *f, const int32_t *generated, int n, 
 
 bool token_filter_take(struct token_filter *f, int32_t token)
 {
+    int64_t t0;
+
     if (!f->grammar)
         return false;
+    t0 = clock_ns();
     grammar_run_take(&f->run, f->grammar->scratch, token);
+    f->take_ns += clock_ns() - t0;
     return grammar_run_must_end(&f->run);
 }

@@ -19,6 +19,7 @@ struct token_filter { /* fields are private */
     int n_words;
     struct grammar *grammar; /* owned reference, or NULL */
     struct grammar_run run;
+    int64_t take_ns; /* spent in token_filter_take(); the caller takes it away */
 };
 
 /* Copies what p asks for into the arena. ERR_INVALID names the parameter, ERR_NO_ROOM. f may be

@@ -37,6 +37,7 @@ static void generation_free(struct generation *g)
         strbuf_release(&g->prompts[i].echo);
         strbuf_release(&g->prompts[i].ids_text);
     }
+    engine_grammar_free(g->grammar);
     for (int i = 0; i < g->n_bad_words; i++)
         free((void *)g->bad_words[i].ids);
     strbuf_release(&g->head);
@@ -175,6 +176,7 @@ static int submit_one(struct generation *g, struct choice *c, struct err *err)
     req.sampling.max_tokens = p->max_tokens;
     req.sampling.sample_idx = (uint32_t)c->sample_idx;
     req.sampling.seed = (uint64_t)g->params.seed;
+    req.sampling.grammar = g->grammar;
     req.sampling.bad_words = g->bad_words;
     req.sampling.n_bad_words = g->n_bad_words;
     if (g->params.n_samples > g->params.n && req.sampling.n_logprobs < 0)
@@ -338,7 +340,11 @@ static void start_choices(struct generation *g)
 
 static void work_prepare(uv_work_t *work)
 {
-    generation_prepare(work->data);
+    struct generation *g = work->data;
+
+    if (g->raw.len > 0)
+        generation_prepare(g);
+    generation_compile(g);
 }
 
 static void after_prepare(uv_work_t *work, int status)
@@ -350,6 +356,13 @@ static void after_prepare(uv_work_t *work, int status)
     if (status < 0)
         api_error_set(&g->error, 503, NULL, "shutting_down", "The server is shutting down.");
     start_choices(g);
+}
+
+/* What is left to prepare goes to the pool; false when it takes no more. */
+static bool to_pool(struct generation *g)
+{
+    g->is_working = uv_queue_work(g->server->uv, &g->work, work_prepare, after_prepare) == 0;
+    return g->is_working;
 }
 
 void generation_start(struct exchange *ex, enum openai_api api)
@@ -377,11 +390,11 @@ void generation_start(struct exchange *ex, enum openai_api api)
     arena_init(&g->arena, 4 * (size_t)ex->server->config->max_body_bytes + ARENA_BASE_BYTES, 0);
     engine_bridge_add(g->server->bridge, g);
     g->work.data = g;
-    if (g->raw.len > INLINE_BODY_BYTES &&
-        uv_queue_work(ex->server->uv, &g->work, work_prepare, after_prepare) == 0) {
-        g->is_working = true;
+    if (g->raw.len > INLINE_BODY_BYTES && to_pool(g))
         return;
-    }
     generation_prepare(g);
+    if (g->params.grammar.field && !g->error.status && to_pool(g))
+        return; /* compiling may take a while */
+    generation_compile(g);
     start_choices(g);
 }

@@ -246,6 +246,18 @@ static int parse(struct generation *g)
     return 0;
 }
 
+void generation_compile(struct generation *g)
+{
+    const struct openai_grammar *asked = &g->params.grammar;
+    struct err err = {0};
+
+    if (!asked->field || g->error.status)
+        return;
+    if (engine_grammar_new(g->server->engine, asked->kind, asked->text, asked->len, &g->grammar,
+                           &err) < 0)
+        api_error_set(&g->error, 400, asked->field, NULL, "%s", err.msg);
+}
+
 void generation_prepare(struct generation *g)
 {
     if (parse(g) < 0)

@@ -12,4 +12,7 @@ struct generation;
  */
 void generation_prepare(struct generation *g);
 
+/* Compiles the grammar that the parameters ask for, if any. May run on the pool, and should. */
+void generation_compile(struct generation *g);
+
 #endif

@@ -43,6 +43,9 @@ METRIC("counter", "spand_prefill_seconds_total", NULL, "Time spent on steps with
        s->prefill_ns * 1e-9)
 METRIC("counter", "spand_decode_seconds_total", NULL, "Time spent on steps of decode rows alone.",
        s->decode_ns * 1e-9)
+METRIC("counter", "spand_mask_seconds_total", NULL,
+       "Time spent on working out which tokens structured answers may go on with.",
+       s->mask_ns * 1e-9)
 METRIC("counter", "spand_preemptions_total", "vllm:num_preemptions_total",
        "Sequences that lost their seat to others.", s->n_preemptions)
 METRIC("counter", "spand_prompt_tokens_total", "vllm:prompt_tokens_total",

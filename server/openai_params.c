@@ -310,6 +310,14 @@ static const struct {
     {"bad_words", GEN, read_bad_words},
     {"stream_options", GEN, read_stream_options},
     {"user", GEN, read_string},
+    {"response_format", GEN, openai_read_response_format},
+    {"structured_outputs", GEN, openai_read_structured},
+    {"guided_json", GEN, openai_read_schema},
+    {"guided_regex", GEN, openai_read_regex},
+    {"guided_choice", GEN, openai_read_choice},
+    {"guided_grammar", GEN, openai_read_ebnf},
+    {"json_schema", GEN, openai_read_schema},
+    {"grammar", GEN, openai_read_ebnf},
 };
 
 static bool means_nothing(const json_t *v)
@@ -317,13 +325,6 @@ static bool means_nothing(const json_t *v)
     return json_is_false(v) || (json_is_string(v) && json_string_length(v) == 0) ||
            (json_is_array(v) && json_array_size(v) == 0) ||
            (json_is_object(v) && json_object_size(v) == 0);
-}
-
-static bool has_type_text(const json_t *v)
-{
-    const char *type = json_string_value(json_object_get(v, "type"));
-
-    return type && !strcmp(type, "text");
 }
 
 static bool is_none(const json_t *v)
@@ -350,7 +351,6 @@ static const struct {
     bool (*harmless)(const json_t *v);
 } refused[] = {
     {"suffix", API_COMPLETIONS, means_nothing},
-    {"response_format", GEN, has_type_text},
     {"tool_choice", API_CHAT, is_auto_or_none}, /* auto without tools asks for nothing */
     {"function_call", API_CHAT, is_auto_or_none},
     {"modalities", API_CHAT, is_only_text},
@@ -360,13 +360,6 @@ static const struct {
     {"chat_template", API_CHAT | API_TOKENIZE, means_nothing},
     {"chat_template_kwargs", API_CHAT | API_TOKENIZE, means_nothing},
     {"continue_final_message", API_CHAT | API_TOKENIZE, means_nothing},
-    {"structured_outputs", GEN, means_nothing},
-    {"guided_json", GEN, means_nothing},
-    {"guided_regex", GEN, means_nothing},
-    {"guided_choice", GEN, means_nothing},
-    {"guided_grammar", GEN, means_nothing},
-    {"grammar", GEN, means_nothing},
-    {"json_schema", GEN, means_nothing},
     {"prompt_embeds", GEN, means_nothing},
     {"use_beam_search", GEN, means_nothing},
 };

@@ -45,6 +45,14 @@ struct openai_prompt {
     int n_ids;
 };
 
+/* What the answer must look like. */
+struct openai_grammar {
+    const char *field; /* the field that asked for it; NULL: none did */
+    enum engine_grammar_kind kind;
+    const char *text; /* [len] as engine_grammar_new() takes it */
+    size_t len;
+};
+
 struct openai_params {
     struct openai_prompt *prompts; /* [n_prompts] */
     int n_prompts;
@@ -61,6 +69,7 @@ struct openai_params {
     int priority;
     const char **bad_words; /* [n_bad_words] */
     int n_bad_words;
+    struct openai_grammar grammar;
     int64_t seed;
     bool has_seed;
     bool stream, has_stream_options, include_usage, continuous_usage;
@@ -101,6 +110,15 @@ int openai_read_tokens(struct openai_reader *r, const char *name, const json_t *
 /* An array of token ids below vocab_size, into the arena. Messages name the field. */
 int openai_read_ids(struct openai_reader *r, const char *name, const json_t *v, int32_t **ids,
                     int *n_ids);
+
+/* openai_grammar.c */
+int openai_set_schema(struct openai_reader *r, const char *name, const json_t *schema);
+int openai_read_schema(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_regex(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_ebnf(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_choice(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_response_format(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_structured(struct openai_reader *r, const char *name, const json_t *v);
 
 int openai_refuse_no_room(struct api_error *e);
 

@@ -28,9 +28,9 @@ struct grammar_cache_params {
     int vocab_size;
     const int *eos_ids;
     int n_eos;
-    int n_max;           /* grammars that are kept */
-    int64_t max_bytes;   /* memory of a compilation */
-    int64_t timeout_ns;  /* time of one */
+    int n_max;          /* grammars that are kept */
+    int64_t max_bytes;  /* memory of a compilation */
+    int64_t timeout_ns; /* time of one */
 };
 
 struct grammar_cache;

@@ -22,17 +22,17 @@ struct subset {
 struct dfa_builder {
     struct grammar_build *b;
     struct grammar_dfa *d;
-    int32_t *start;               /* [n_rules] */
-    struct grammar_nfa *nfas;     /* [n_rules] */
+    int32_t *start;           /* [n_rules] */
+    struct grammar_nfa *nfas; /* [n_rules] */
     int32_t n_states_room, n_calls_room;
-    struct subset *subsets;       /* [n_subsets] of the rule at hand */
+    struct subset *subsets; /* [n_subsets] of the rule at hand */
     int32_t n_subsets, n_subsets_room, first_state;
     int32_t *members, n_members, n_members_room;
-    int32_t *table, n_table;      /* subset + 1 by hash */
-    int32_t *marks, mark;         /* [n_nfa_states] who is in the set that grows */
-    int32_t *set, *work;          /* [n_nfa_states] */
+    int32_t *table, n_table; /* subset + 1 by hash */
+    int32_t *marks, mark;    /* [n_nfa_states] who is in the set that grows */
+    int32_t *set, *work;     /* [n_nfa_states] */
     int32_t n_set;
-    unsigned char sample[256];    /* one byte of each class */
+    unsigned char sample[256]; /* one byte of each class */
     size_t n_bytes;
 };
 

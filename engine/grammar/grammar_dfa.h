@@ -1,9 +1,10 @@
 /*
  * grammar_dfa - rules as automata over bytes that may call each other.
  *
- * Each rule is a deterministic automaton; all share one numbering of states and one partition of the
- * bytes into classes. Besides bytes a state may have calls: run another rule, then go on at `after`.
- * So a text's parse is a stack of states, and only calls make more than one stack possible.
+ * Each rule is a deterministic automaton; all share one numbering of states and one partition of
+ * the bytes into classes. Besides bytes a state may have calls: run another rule, then go on at
+ * `after`. So a text's parse is a stack of states, and only calls make more than one stack
+ * possible.
  *
  * Every state can reach the end of its rule: a text that the automaton can follow so far can always
  * be completed. Immutable once compiled.

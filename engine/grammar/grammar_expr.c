@@ -250,8 +250,7 @@ static void insert_range(struct grammar_build *b, struct cp_set *set, uint32_t l
         lo = set->ranges[end].lo < lo ? set->ranges[end].lo : lo;
         hi = set->ranges[end].hi > hi ? set->ranges[end].hi : hi;
     }
-    memmove(&set->ranges[at + 1], &set->ranges[end],
-            (size_t)(set->n - end) * sizeof(*set->ranges));
+    memmove(&set->ranges[at + 1], &set->ranges[end], (size_t)(set->n - end) * sizeof(*set->ranges));
     set->ranges[at] = (struct cp_range){lo, hi};
     set->n += 1 - (end - at);
 }
@@ -336,8 +335,7 @@ static const struct expr *encodings(struct grammar_build *b, const unsigned char
         return expr_seq(b, expr_byte_range(b, lo[0], lo[0]), encodings(b, lo + 1, hi + 1, n - 1));
     e = expr_seq(b, expr_byte_range(b, lo[0], lo[0]), encodings(b, lo + 1, most, n - 1));
     e = expr_alt(b, e,
-                 expr_seq(b, expr_byte_range(b, hi[0], hi[0]),
-                          encodings(b, least, hi + 1, n - 1)));
+                 expr_seq(b, expr_byte_range(b, hi[0], hi[0]), encodings(b, least, hi + 1, n - 1)));
     mid = expr_seq(b, expr_byte_range(b, lo[0] + 1, hi[0] - 1), encodings(b, least, most, n - 1));
     return expr_alt(b, e, mid);
 }
@@ -351,8 +349,8 @@ const struct expr *expr_code_points(struct grammar_build *b, const struct cp_set
         uint32_t lo = set->ranges[i].lo;
 
         for (int len = 1; len <= 4 && lo <= set->ranges[i].hi; len++) {
-            uint32_t hi = set->ranges[i].hi < last_of_len[len - 1] ? set->ranges[i].hi
-                                                                   : last_of_len[len - 1];
+            uint32_t hi =
+                set->ranges[i].hi < last_of_len[len - 1] ? set->ranges[i].hi : last_of_len[len - 1];
             unsigned char from[4], to[4];
 
             if (lo > last_of_len[len - 1])

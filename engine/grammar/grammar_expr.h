@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRAMMAR_MAX_DEPTH  64  /* of nesting, in every source language */
+#define GRAMMAR_MAX_DEPTH  64 /* of nesting, in every source language */
 #define GRAMMAR_MAX_REPEAT 4096
 #define GRAMMAR_NO_MAX     (-1)
 

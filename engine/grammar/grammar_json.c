@@ -36,8 +36,8 @@ const struct expr *grammar_json_space(struct grammar_json *j)
 
     if (is_new(j, &j->space, "space")) {
         const struct expr *blank = expr_byte_range(b, ' ', ' ');
-        const struct expr *line = expr_seq(b, expr_byte_range(b, '\n', '\n'),
-                                           expr_repeat(b, blank, 0, INDENT_MAX));
+        const struct expr *line =
+            expr_seq(b, expr_byte_range(b, '\n', '\n'), expr_repeat(b, blank, 0, INDENT_MAX));
 
         grammar_rule_set(b, j->space, expr_alt(b, expr_empty(b), expr_alt(b, blank, line)));
     }
@@ -107,9 +107,9 @@ const struct expr *grammar_json_quoted(struct grammar_build *b, const struct exp
 const struct expr *grammar_json_string(struct grammar_json *j)
 {
     if (is_new(j, &j->string, "string"))
-        grammar_rule_set(
-            j->b, j->string,
-            grammar_json_quoted(j->b, expr_repeat(j->b, grammar_json_char(j->b), 0, GRAMMAR_NO_MAX)));
+        grammar_rule_set(j->b, j->string,
+                         grammar_json_quoted(
+                             j->b, expr_repeat(j->b, grammar_json_char(j->b), 0, GRAMMAR_NO_MAX)));
     return expr_call(j->b, j->string);
 }
 
@@ -131,13 +131,12 @@ const struct expr *grammar_json_integer(struct grammar_json *j)
 }
 
 /* open ( item ( , item )* )? close */
-static const struct expr *list_of(struct grammar_json *j, const char *open,
-                                  const struct expr *item, const char *close)
+static const struct expr *list_of(struct grammar_json *j, const char *open, const struct expr *item,
+                                  const char *close)
 {
     struct grammar_build *b = j->b;
     const struct expr *comma = expr_seq(b, expr_str(b, ","), grammar_json_space(j));
-    const struct expr *more =
-        expr_repeat(b, expr_seq(b, comma, item), 0, GRAMMAR_NO_MAX);
+    const struct expr *more = expr_repeat(b, expr_seq(b, comma, item), 0, GRAMMAR_NO_MAX);
     const struct expr *all = expr_seq(b, expr_seq(b, item, more), grammar_json_space(j));
 
     all = expr_seq(b, grammar_json_space(j), expr_alt(b, expr_empty(b), all));
@@ -183,7 +182,8 @@ const struct expr *grammar_json_value(struct grammar_json *j)
     "[12][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"   \
     "02-(0[1-9]|1[0-9]|2[0-8]))"
 #define TIME                                                                                       \
-    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]" \
+    ")"
 #define LABEL "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?"
 #define HOST  LABEL "(\\." LABEL "){0,4}\\.[a-z]{2,12}"
 #define OCTET "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"

@@ -2,8 +2,8 @@
  * grammar_json - the pieces of JSON as trees: strings, numbers within bounds, any value.
  *
  * Between tokens of the text there may be a space, or a line break with an indent; never more, so
- * that a model cannot fill its answer with white space. What is always written the same way, such as
- * strings, is a rule of its own: its states are shared by all places that call it.
+ * that a model cannot fill its answer with white space. What is always written the same way, such
+ * as strings, is a rule of its own: its states are shared by all places that call it.
  */
 #ifndef GRAMMAR_JSON_H
 #define GRAMMAR_JSON_H
@@ -43,7 +43,8 @@ struct grammar_json_bounds {
     double lo, hi;
     bool excludes_lo, excludes_hi;
 };
-const struct expr *grammar_json_number_range(struct grammar_build *b, struct grammar_json_bounds bounds);
+const struct expr *grammar_json_number_range(struct grammar_build *b,
+                                             struct grammar_json_bounds bounds);
 
 /* A string of a format that JSON Schema names; NULL for an unknown one. */
 const struct expr *grammar_json_format(struct grammar_build *b, const char *format);

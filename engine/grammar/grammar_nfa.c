@@ -131,9 +131,9 @@ static void do_task(struct grammar_build *b, struct grammar_nfa *n, struct task_
     case EXPR_NEVER:
         break;
     case EXPR_BYTES:
-        add_edge(b, n,
-                 (struct nfa_edge){
-                     .kind = NFA_BYTES, .from = t.from, .to = t.to, .bytes = t.e->bytes});
+        add_edge(
+            b, n,
+            (struct nfa_edge){.kind = NFA_BYTES, .from = t.from, .to = t.to, .bytes = t.e->bytes});
         break;
     case EXPR_SEQ:
         mid = n->n_states++;
@@ -148,9 +148,9 @@ static void do_task(struct grammar_build *b, struct grammar_nfa *n, struct task_
         add_repeat(b, n, list, t);
         break;
     case EXPR_CALL:
-        add_edge(b, n,
-                 (struct nfa_edge){
-                     .kind = NFA_CALL, .from = t.from, .to = t.to, .rule = t.e->rule});
+        add_edge(
+            b, n,
+            (struct nfa_edge){.kind = NFA_CALL, .from = t.from, .to = t.to, .rule = t.e->rule});
         break;
     case EXPR_MULTIPLE:
         add_multiple(b, n, t);

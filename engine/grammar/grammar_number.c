@@ -1,8 +1,8 @@
 /*
  * grammar_number - numbers between two bounds, as the digits that spell them. Part of grammar_json.
  *
- * Fractions have up to six digits, so a bound is a whole number of millionths, rounded inwards: what
- * is written is always within the bounds, since reading decimals keeps their order.
+ * Fractions have up to six digits, so a bound is a whole number of millionths, rounded inwards:
+ * what is written is always within the bounds, since reading decimals keeps their order.
  */
 #include "engine/grammar/grammar_json.h"
 
@@ -86,9 +86,7 @@ const struct expr *grammar_json_integer_range(struct grammar_build *b, int64_t l
     if (hi >= 0)
         e = natural_range(b, lo > 0 ? lo : 0, hi);
     if (lo < 0)
-        e = expr_alt(b, e,
-                     expr_seq(b, expr_str(b, "-"),
-                              natural_range(b, hi < 0 ? -hi : 1, -lo)));
+        e = expr_alt(b, e, expr_seq(b, expr_str(b, "-"), natural_range(b, hi < 0 ? -hi : 1, -lo)));
     return e;
 }
 
@@ -144,7 +142,8 @@ static int64_t millionths(double bound, bool excluded, bool is_low)
     return (int64_t)r;
 }
 
-const struct expr *grammar_json_number_range(struct grammar_build *b, struct grammar_json_bounds bounds)
+const struct expr *grammar_json_number_range(struct grammar_build *b,
+                                             struct grammar_json_bounds bounds)
 {
     const struct expr *e = expr_never(b);
     double lo = bounds.lo, hi = bounds.hi;
@@ -164,7 +163,6 @@ const struct expr *grammar_json_number_range(struct grammar_build *b, struct gra
         e = positive_range(b, from > 0 ? from : 0, to);
     if (from < 0)
         e = expr_alt(b, e,
-                     expr_seq(b, expr_str(b, "-"),
-                              positive_range(b, to < 0 ? -to : 1, -from)));
+                     expr_seq(b, expr_str(b, "-"), positive_range(b, to < 0 ? -to : 1, -from)));
     return e;
 }

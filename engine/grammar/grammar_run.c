@@ -12,15 +12,17 @@
 #define STACK_BOTTOM  (-1) /* the text ends when this returns */
 #define STACK_UNKNOWN (-2) /* in a walk of one state: whoever called it */
 
+#define DEPTH_MARGIN 64 /* frames that one token may add */
+
 #define CLOSURE_MAX 256 /* stacks looked at while one byte is taken */
 
 struct grammar_scratch {
     struct stack_node nodes[GRAMMAR_NODES];
     int n_nodes;
-    int32_t *pending;          /* [n_vocab_nodes, and at least GRAMMAR_NODES] */
-    uint32_t *bits, *sum;      /* [mask words] of a state, of all tops */
-    int32_t *level_nodes;      /* [max_depth + 1] n_nodes when the level was reached */
-    struct stack_set *levels;  /* [max_depth + 1] */
+    int32_t *pending;         /* [n_vocab_nodes, and at least GRAMMAR_NODES] */
+    uint32_t *bits, *sum;     /* [mask words] of a state, of all tops */
+    int32_t *level_nodes;     /* [max_depth + 1] n_nodes when the level was reached */
+    struct stack_set *levels; /* [max_depth + 1] */
 };
 
 int grammar_masks_init(struct grammar_masks *m, const struct grammar_dfa *dfa,
@@ -135,8 +137,8 @@ static void add_closed(struct grammar_scratch *s, const struct grammar_dfa *dfa,
         for (int32_t c = 0; c < state->n_calls; c++) {
             const struct dfa_call *call = &dfa->calls[state->call_at + c];
             /* A return to where nothing but a return follows is skipped: lists stay flat. */
-            int32_t below = dfa->states[call->after].is_last ? t.below
-                                                             : push_node(s, call->after, t.below);
+            int32_t below =
+                dfa->states[call->after].is_last ? t.below : push_node(s, call->after, t.below);
             struct stack_top next = {call->start, below};
 
             if (below >= STACK_UNKNOWN && n_seen < CLOSURE_MAX && !has_top(s, seen, n_seen, next))
@@ -270,6 +272,17 @@ static void walk_behind(struct grammar_scratch *s, const struct grammar_masks *m
     s->n_nodes = n_nodes;
 }
 
+/* A stack so high that a token might not fit on it: the walk is made with the stack itself. */
+static bool walk_exactly(struct grammar_scratch *s, const struct grammar_masks *m,
+                         struct stack_top top, uint32_t *bits)
+{
+    if (top.below < 0 || s->nodes[top.below].depth <= GRAMMAR_MAX_FRAMES - DEPTH_MARGIN)
+        return false;
+    s->levels[0] = (struct stack_set){.n = 1, .tops = {top}};
+    walk(s, m, 0, m->vocab->n_nodes, bits, NULL);
+    return true;
+}
+
 /* Runs */
 
 static void load(struct grammar_scratch *s, const struct grammar_run *r)
@@ -288,8 +301,7 @@ static bool store(struct grammar_scratch *s, struct grammar_run *r)
     for (int i = 0; i < s->n_nodes; i++)
         place[i] = unused;
     for (int i = 0; i < r->now.n; i++) {
-        for (int32_t k = r->now.tops[i].below; k >= 0 && place[k] == unused;
-             k = s->nodes[k].below)
+        for (int32_t k = r->now.tops[i].below; k >= 0 && place[k] == unused; k = s->nodes[k].below)
             place[k] = 0;
     }
     for (int i = 0; i < s->n_nodes; i++)
@@ -341,8 +353,7 @@ static void begin(struct grammar_run *r, struct grammar_scratch *s)
     if (r->now.n >= 0)
         return;
     r->now = (struct stack_set){0};
-    add_closed(s, r->masks->dfa, &r->now,
-               (struct stack_top){r->masks->dfa->start, STACK_BOTTOM});
+    add_closed(s, r->masks->dfa, &r->now, (struct stack_top){r->masks->dfa->start, STACK_BOTTOM});
     if (!store(s, r))
         r->is_lost = true;
     load(s, r);
@@ -377,8 +388,11 @@ void grammar_run_mask(struct grammar_run *r, struct grammar_scratch *s, uint32_t
     begin(r, s);
     memset(bits, 0, (size_t)n_words * sizeof(*bits));
     for (int i = 0; i < r->now.n && !r->is_lost; i++) {
-        const struct state_mask *own = mask_of(s, r->masks, r->now.tops[i].state);
+        const struct state_mask *own;
 
+        if (walk_exactly(s, r->masks, r->now.tops[i], bits))
+            continue;
+        own = mask_of(s, r->masks, r->now.tops[i].state);
         for (int k = 0; own && k < n_words; k++)
             bits[k] |= own->bits[k];
         if (own)

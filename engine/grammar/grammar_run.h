@@ -52,7 +52,7 @@ struct stack_node {
 
 struct stack_set {
     int n;
-    bool can_end;   /* one more stack is empty */
+    bool can_end;    /* one more stack is empty */
     bool has_popped; /* in a walk of one state: its rule may end here */
     struct stack_top tops[GRAMMAR_MAX_STACKS];
 };

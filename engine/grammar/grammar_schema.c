@@ -34,15 +34,38 @@ static const struct {
     const char *name;
     int type;
 } keywords[] = {
-    {"properties", TYPE_OBJECT},  {"required", TYPE_OBJECT}, {"additionalProperties", TYPE_OBJECT},
-    {"items", TYPE_ARRAY},        {"prefixItems", TYPE_ARRAY}, {"minItems", TYPE_ARRAY},
-    {"maxItems", TYPE_ARRAY},     {"uniqueItems", TYPE_ARRAY}, {"minLength", TYPE_STRING},
-    {"maxLength", TYPE_STRING},   {"pattern", TYPE_STRING},    {"format", TYPE_STRING},
-    {"minimum", TYPE_NUMBER},     {"maximum", TYPE_NUMBER},    {"exclusiveMinimum", TYPE_NUMBER},
-    {"exclusiveMaximum", TYPE_NUMBER}, {"multipleOf", TYPE_NUMBER},
-    {"title", 0},    {"description", 0}, {"default", 0},   {"examples", 0},    {"$schema", 0},
-    {"$id", 0},      {"$comment", 0},    {"$defs", 0},     {"definitions", 0}, {"deprecated", 0},
-    {"readOnly", 0}, {"writeOnly", 0},   {"$anchor", 0},   {"example", 0},     {"nullable", 0},
+    {"properties", TYPE_OBJECT},
+    {"required", TYPE_OBJECT},
+    {"additionalProperties", TYPE_OBJECT},
+    {"items", TYPE_ARRAY},
+    {"prefixItems", TYPE_ARRAY},
+    {"minItems", TYPE_ARRAY},
+    {"maxItems", TYPE_ARRAY},
+    {"uniqueItems", TYPE_ARRAY},
+    {"minLength", TYPE_STRING},
+    {"maxLength", TYPE_STRING},
+    {"pattern", TYPE_STRING},
+    {"format", TYPE_STRING},
+    {"minimum", TYPE_NUMBER},
+    {"maximum", TYPE_NUMBER},
+    {"exclusiveMinimum", TYPE_NUMBER},
+    {"exclusiveMaximum", TYPE_NUMBER},
+    {"multipleOf", TYPE_NUMBER},
+    {"title", 0},
+    {"description", 0},
+    {"default", 0},
+    {"examples", 0},
+    {"$schema", 0},
+    {"$id", 0},
+    {"$comment", 0},
+    {"$defs", 0},
+    {"definitions", 0},
+    {"deprecated", 0},
+    {"readOnly", 0},
+    {"writeOnly", 0},
+    {"$anchor", 0},
+    {"example", 0},
+    {"nullable", 0},
 };
 
 /* Keywords that say everything: beside them only annotations may stand. */
@@ -109,7 +132,7 @@ static int type_of_value(const json_t *v)
         return TYPE_INTEGER | TYPE_NUMBER;
     case JSON_REAL:
         return json_real_value(v) == floor(json_real_value(v)) ? TYPE_INTEGER | TYPE_NUMBER
-                                                              : TYPE_NUMBER;
+                                                               : TYPE_NUMBER;
     case JSON_STRING:
         return TYPE_STRING;
     case JSON_ARRAY:
@@ -330,8 +353,9 @@ static const struct expr *of_union(struct schema_reader *s, const json_t *list, 
     for (size_t i = 0; i < json_array_size(list); i++) {
         for (size_t k = 0; k < i && one && grammar_step(s->b); k++) {
             if (!are_apart(s, json_array_get(list, i), json_array_get(list, k)))
-                schema_refuse(s, "oneOf", "has alternatives that one value could satisfy together; "
-                                          "use anyOf");
+                schema_refuse(s, "oneOf",
+                              "has alternatives that one value could satisfy together; "
+                              "use anyOf");
         }
         e = expr_alt(s->b, e, schema_call(s, json_array_get(list, i), "alternative"));
     }

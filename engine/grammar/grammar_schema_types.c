@@ -258,8 +258,8 @@ static const struct expr *pair(struct schema_reader *s, const struct expr *key,
 {
     struct grammar_build *b = s->b;
 
-    return expr_seq(b, key,
-                    expr_seq(b, expr_str(b, ":"), expr_seq(b, grammar_json_space(&s->json), value)));
+    return expr_seq(
+        b, key, expr_seq(b, expr_str(b, ":"), expr_seq(b, grammar_json_space(&s->json), value)));
 }
 
 static const struct expr *named_key(struct schema_reader *s, const char *name)
@@ -316,9 +316,8 @@ static const struct expr *other_keys(struct schema_reader *s, const json_t *name
         if (c < ' ' || c == '"' || c == '\\' || !grammar_step(b))
             continue;
         snprintf(longer, sizeof(longer), "%s%c", prefix, (char)c);
-        e = expr_alt(b, e,
-                     expr_seq(b, expr_byte_range(b, c, c),
-                              other_keys(s, names, longer, depth + 1)));
+        e = expr_alt(
+            b, e, expr_seq(b, expr_byte_range(b, c, c), other_keys(s, names, longer, depth + 1)));
     }
     taken = cp_set_negate(b, &taken);
     rest = (struct cp_set){0};
@@ -328,10 +327,10 @@ static const struct expr *other_keys(struct schema_reader *s, const json_t *name
         cp_set_add(b, &one, taken.ranges[i].lo, taken.ranges[i].hi);
         plain_chars(b, &plain);
         for (int k = 0; k < plain.n; k++) {
-            uint32_t lo = plain.ranges[k].lo > one.ranges[0].lo ? plain.ranges[k].lo
-                                                                : one.ranges[0].lo;
-            uint32_t hi = plain.ranges[k].hi < one.ranges[0].hi ? plain.ranges[k].hi
-                                                                : one.ranges[0].hi;
+            uint32_t lo =
+                plain.ranges[k].lo > one.ranges[0].lo ? plain.ranges[k].lo : one.ranges[0].lo;
+            uint32_t hi =
+                plain.ranges[k].hi < one.ranges[0].hi ? plain.ranges[k].hi : one.ranges[0].hi;
 
             if (lo <= hi)
                 cp_set_add(b, &rest, lo, hi);
@@ -349,14 +348,15 @@ static const struct expr *added_pair(struct schema_reader *s, const json_t *sche
 
     if (!added || json_is_false(added))
         return NULL;
-    key = json_object_size(names)
-              ? grammar_json_quoted(s->b, other_keys(s, names, "", 0))
-              : grammar_json_string(&s->json);
+    key = json_object_size(names) ? grammar_json_quoted(s->b, other_keys(s, names, "", 0))
+                                  : grammar_json_string(&s->json);
     return pair(s, key,
-                json_is_true(added) ? grammar_json_value(&s->json) : schema_call(s, added, "added"));
+                json_is_true(added) ? grammar_json_value(&s->json)
+                                    : schema_call(s, added, "added"));
 }
 
-/* All pairs in order; `first` while none is written. Tails are rules, so that none is built twice. */
+/* All pairs in order; `first` while none is written. Tails are rules, so that none is built twice.
+ */
 static const struct expr *chain(struct schema_reader *s, const struct property *p, int n,
                                 const struct expr *added)
 {
@@ -396,9 +396,8 @@ static int read_properties(struct schema_reader *s, const json_t *schema, json_t
 
     json_object_foreach(json_object_get(schema, "properties"), key, v)
     {
-        out[n++] = (struct property){
-            .pair = pair(s, named_key(s, key), schema_call(s, v, key)),
-            .required = is_required(required, key)};
+        out[n++] = (struct property){.pair = pair(s, named_key(s, key), schema_call(s, v, key)),
+                                     .required = is_required(required, key)};
         json_object_set_new(names, key, json_true());
     }
     for (size_t i = 0; i < json_array_size(required); i++) {

@@ -75,7 +75,8 @@ static int32_t common_prefix(const struct sort_item *a, const struct sort_item *
     return n;
 }
 
-/* Sorted texts come in the order of the walk. Counts nodes, and fills them in when there is room. */
+/* Sorted texts come in the order of the walk. Counts nodes, and fills them in when there is room.
+ */
 static int build_nodes(struct grammar_vocab *v, const struct sort_item *items, int n_items)
 {
     int32_t path[GRAMMAR_MAX_TOKEN + 1]; /* node at each depth */

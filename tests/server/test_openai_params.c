@@ -299,13 +299,6 @@ START_TEST(openai_params__refuses_what_it_cannot_honour)
 {
     static const struct bad completions[] = {
         {P "\"suffix\":\"x\"}", 400, "suffix", "unsupported_parameter"},
-        {P "\"response_format\":{\"type\":\"json_object\"}}", 400, "response_format",
-         "unsupported_parameter"},
-        {P "\"response_format\":{}}", 400, "response_format", "unsupported_parameter"},
-        {P "\"structured_outputs\":{\"regex\":\"a\"}}", 400, "structured_outputs",
-         "unsupported_parameter"},
-        {P "\"guided_json\":{\"type\":\"object\"}}", 400, "guided_json", "unsupported_parameter"},
-        {P "\"grammar\":\"root ::= x\"}", 400, "grammar", "unsupported_parameter"},
         {P "\"use_beam_search\":true}", 400, "use_beam_search", "unsupported_parameter"},
     };
     static const struct bad chat[] = {
