@@ -381,8 +381,14 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
         for (int b = 0; b < n_batches && rc == 0; b++) {
             struct result r = {0};
 
-            rc = run_row(e, log, opt, is_max ? max_batch_at(e, contexts[c]) : batches[b],
-                         contexts[c], &r);
+            int batch = is_max ? max_batch_at(e, contexts[c]) : batches[b];
+
+            if (batch < 1) {
+                fprintf(stderr, "spand-bench engine: the pool holds no sequence of %d tokens\n",
+                        contexts[c]);
+                return ERR_NO_ROOM;
+            }
+            rc = run_row(e, log, opt, batch, contexts[c], &r);
             if (rc == 0)
                 print_row(e, &r, prefill_tok_s, ttft_ms, csv);
         }

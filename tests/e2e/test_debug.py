@@ -37,7 +37,8 @@ def test_kv_shows_a_running_request_page_by_page(debugged):
     n_prompt = len(debugged.post("/tokenize", {"model": "m", "prompt": "The history"})[1]["tokens"])
     body = {"model": "m", "prompt": "The history", "max_tokens": 1200 - n_prompt,
             "ignore_eos": True}
-    client = threading.Thread(target=debugged.post, args=("/v1/completions", body))
+    client = threading.Thread(target=debugged.post, args=("/v1/completions", body),
+                              kwargs={"timeout": 600})  # sanitizers are slow
     client.start()
     while debugged.gauge("spand_kv_pages_used") == 0:  # the figures are those of the last step
         time.sleep(0.01)
