@@ -20,7 +20,7 @@
 
 struct flags {
     const char *output, *report, *lengths, *caps, *calibration, *template_text, *source, *answers;
-    const char *loss, *grid, *alphas, *betas, *until;
+    const char *loss, *objective, *grid, *alphas, *betas, *until;
     double density, gap;
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
@@ -173,17 +173,20 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
 {
     static const char *const sources[] = {"both", "retrieval", "summary"};
     static const char *const answers[] = {"model", "given"}, *const losses[] = {"answer", "whole"};
+    static const char *const objectives[] = {"cross_entropy", "log_odds"};
     int source = pick_word(f->source, "source", sources, 3, err);
     int answer = pick_word(f->answers, "answers", answers, 2, err);
     int loss = pick_word(f->loss, "loss", losses, 2, err);
+    int objective = pick_word(f->objective, "objective", objectives, 2, err);
 
-    if (source < 0 || answer < 0 || loss < 0)
+    if (source < 0 || answer < 0 || loss < 0 || objective < 0)
         return err->code;
     if (f->template_text && !strstr(f->template_text, "{text}"))
         return err_set(err, ERR_INVALID, "--template has no {text} in it");
     o->source = f->calibration ? SOURCE_FILE : (enum search_source)source;
     o->answers = (enum search_answers)answer;
     o->whole_context_loss = loss == 1;
+    o->log_odds = objective == 1;
     o->input = f->calibration;
     o->template_text = f->template_text;
     return 0;
@@ -331,6 +334,7 @@ int main(int argc, char **argv)
                       .source = "both",
                       .answers = "model",
                       .loss = "answer",
+                      .objective = "cross_entropy",
                       .grid = "eighth",
                       .until = "all",
                       .gap = 1e-4,
@@ -372,6 +376,10 @@ int main(int argc, char **argv)
          "model: the dense model writes the answers; given: they come with the texts.", 0, 0},
         {"loss", CONFIG_STRING, &f.loss,
          "answer: only the answer's tokens bear loss; whole: all tokens do.", 0, 0},
+        {"objective", CONFIG_STRING, &f.objective,
+         "Whose gradient tells what matters: cross_entropy, or log_odds, by which all tokens of an "
+         "answer count alike, however sure the model is of them.",
+         0, 0},
         {"answer_tokens", CONFIG_INT, &f.answer_tokens, "The most tokens of an answer.", 1, 65536},
         {"raw_prompts", CONFIG_BOOL, &f.raw_prompts, "Leaves the model's chat template out.", 0, 0},
         {"seed", CONFIG_INT64, &f.seed, "Of the made-up texts.", 0, 0},
