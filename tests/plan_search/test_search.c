@@ -362,6 +362,18 @@ START_TEST(search__refuses_prompts_longer_than_the_context)
 }
 END_TEST
 
+START_TEST(search__asks_first_whether_it_can_write)
+{
+    struct job j;
+
+    job_init(&j);
+    j.o.output = "/nowhere/plan.json";
+    fails(&j, ERR_IO, "/nowhere/plan.json: cannot write there");
+    ck_assert(!is_there(&j, "calibration.jsonl"));
+    job_release(&j);
+}
+END_TEST
+
 START_TEST(search__says_that_answers_are_missing)
 {
     struct job j;
@@ -421,6 +433,7 @@ TEST_SUITE(search)
     tcase_add_test(tc, search__leaves_no_partial_plan_on_a_full_disk);
     tcase_add_test(tc, search__refuses_bad_calibration_files);
     tcase_add_test(tc, search__refuses_prompts_longer_than_the_context);
+    tcase_add_test(tc, search__asks_first_whether_it_can_write);
     tcase_add_test(tc, search__says_that_answers_are_missing);
     tcase_add_test(tc, search__takes_given_answers_and_whole_context_loss);
     tcase_add_test(tc, search__keeps_earlier_stages_when_a_density_cannot_be_kept);

@@ -36,8 +36,9 @@ test-e2e: $(BIN)/spand ## run the daemon against curl-like clients and the OpenA
 
 PREFIX ?= /usr/local
 UNIT_DIR ?= /lib/systemd/system
-install: $(BIN)/spand ## copy daemon, demo model, config and unit under DESTDIR
+install: $(BIN)/spand $(BIN)/spand-plan ## copy daemon, plan search, demo model, config and unit under DESTDIR
 	install -D -m 755 $(BIN)/spand $(DESTDIR)$(PREFIX)/bin/spand
+	install -D -m 755 $(BIN)/spand-plan $(DESTDIR)$(PREFIX)/bin/spand-plan
 	install -d $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
 	install -m 644 $(wildcard models/demo-llama/*.*) $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
 	install -D -m 644 config/example-server.json $(DESTDIR)/etc/spand/spand.json
