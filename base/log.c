@@ -11,15 +11,31 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 static enum log_level max_level = LOG_INFO;
 static enum log_format line_format = LOG_TEXT;
+static bool to_journal;
+
+/* systemd says in $JOURNAL_STREAM which stream it reads; a redirected one is another. */
+static bool stderr_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    unsigned long long dev, ino;
+    struct stat st;
+
+    return stream && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 &&
+           fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
+}
 
 void log_configure(enum log_level level, enum log_format format)
 {
+    to_journal = stderr_is_journal();
     max_level = level;
     line_format = format;
 }
@@ -108,12 +124,18 @@ static void add_field(struct strbuf *line, const struct log_field *field)
 
 static void begin_line(struct strbuf *line, enum log_level level)
 {
+    static const int priorities[] = {3, 4, 6, 7}; /* as syslog counts */
+
+    if (to_journal)
+        strbuf_addf(line, "<%d>", priorities[level]);
     if (line_format == LOG_JSON) {
         strbuf_addstr(line, "{\"time\":\"");
         add_time(line);
         strbuf_addf(line, "\",\"level\":\"%s\"", level_name(level));
         return;
     }
+    if (to_journal)
+        return; /* it has the time and shows the priority */
     add_time(line);
     strbuf_addf(line, " %-5s ", level_name(level));
 }

@@ -13,7 +13,11 @@
 enum log_level { LOG_ERROR = 0, LOG_WARN = 1, LOG_INFO = 2, LOG_DEBUG = 3 };
 enum log_format { LOG_TEXT = 0, LOG_JSON = 1 };
 
-/* Before threads start. The default is LOG_INFO as text. */
+/*
+ * Where stderr is systemd's journal ($JOURNAL_STREAM), each line begins with its priority as <6>,
+ * and text lines leave out what the journal adds.
+ *
+ * Before threads start. The default is LOG_INFO as text. */
 void log_configure(enum log_level level, enum log_format format);
 bool log_wants(enum log_level level);
 

@@ -27,23 +27,13 @@ extern "C" {
 struct grad;
 
 /*
- * What is minimised in a row whose target has probability p. Where a model is sure, the gradient of
- * -log p all but vanishes, as it carries the factor 1 - p; that of the log odds does not.
- */
-enum grad_loss {
-    GRAD_LOSS_CROSS_ENTROPY = 0, /* -log p */
-    GRAD_LOSS_LOG_ODDS           /* log((1 - p) / p) */
-};
-
-/*
- * Cross entropy of chosen rows, and a gradient: loss_sum += -log p(target), dx[row] of these rows
- * is set (not added) to scale * d loss / dx. Other rows are left alone.
+ * Cross entropy of chosen rows and its gradient: loss_sum += -log p(target), dx[row] of these rows
+ * is set (not added) to scale * d(-log p)/dx. Other rows are left alone.
  */
 struct grad_logits_args {
     int dim, vocab_size, n_targets;
     const int32_t *row, *target; /* host [n_targets], rows ascending */
     float scale;
-    enum grad_loss loss;
     struct norm_args norm;
     const struct weight *head; /* [vocab_size, dim] */
     const void *x;             /* [n_rows, dim] behind the last layer */

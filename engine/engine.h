@@ -213,6 +213,8 @@ struct engine_pages {
     int64_t fixed;           /* among them: of sequences whose pages were all taken at admission */
 };
 
+#define ENGINE_N_ROWS_EDGES 13 /* 1, 8, 16, 32 ... 16384: steps by their number of rows */
+
 /* A snapshot for /metrics and /health, from any thread. */
 struct engine_stats {
     int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
@@ -222,6 +224,7 @@ struct engine_stats {
     struct engine_pages pages; /* the used ones */
     int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */
     int64_t waiting_tokens;
+    int64_t n_rows, rows_counts[ENGINE_N_ROWS_EDGES + 1]; /* not cumulative; the last is the rest */
     bool healthy;
     struct {
         const char *name;

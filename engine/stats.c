@@ -62,6 +62,18 @@ void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t p
     pthread_mutex_unlock(&s->mu);
 }
 
+/* 0 up to one row, 1 up to 8, then by doubling. */
+static int rows_idx(int n_rows)
+{
+    int i = 1;
+
+    if (n_rows <= 1)
+        return 0;
+    for (int edge = 8; i < ENGINE_N_ROWS_EDGES && n_rows > edge; edge *= 2)
+        i++;
+    return i;
+}
+
 void stats_add_step(struct stats *s, const struct stats_step *step, const struct backend *be)
 {
     int n_rows = step->n_prompt_rows + step->n_decode_rows;
@@ -79,6 +91,8 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
                               .n_waiting = (int)step->n_waiting,
                               .n_running = (int)step->n_running};
     s->now.n_steps++;
+    s->now.n_rows += n_rows;
+    s->now.rows_counts[rows_idx(n_rows)]++;
     s->now.step_ns += step->step_ns;
     s->now.mask_ns += step->mask_ns;
     s->now.prefill_ns += prefill_ns;

@@ -51,6 +51,20 @@ void api_version(struct exchange *ex)
     exchange_reply_json(ex, 200, &body);
 }
 
+/* What is only looked at when somebody asks. */
+static void fill_gauges(struct http_server *s)
+{
+    struct metrics *m = &s->metrics;
+
+    m->n_streams = m->backlog_bytes = 0;
+    for (const struct exchange *ex = s->exchanges; ex; ex = ex->next) {
+        m->n_streams += ex->is_stream;
+        m->backlog_bytes += ex->is_stream ? (int64_t)(ex->out.len - ex->out_at) : 0;
+    }
+    m->n_tests_passed = s->bridge->self_test.n_passed;
+    m->n_tests_failed = s->bridge->self_test.n_failed;
+}
+
 void api_metrics(struct exchange *ex)
 {
     struct strbuf body = STRBUF_INIT;
@@ -59,6 +73,7 @@ void api_metrics(struct exchange *ex)
     engine_get_stats(ex->server->engine, &stats);
     stats.healthy = engine_bridge_is_alive(ex->server->bridge, &stats, NULL);
     self_test_hide(&ex->server->bridge->self_test, &stats);
+    fill_gauges(ex->server);
     metrics_write(&ex->server->metrics, &stats, ex->server->info, &body);
     exchange_reply(ex, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }

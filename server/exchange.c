@@ -27,6 +27,7 @@
 #include <sys/random.h>
 
 #define DISCARD_MAX_BYTES (64 << 20) /* read for the sake of a readable answer, not more */
+#define LOGGED_BODY_BYTES 2048
 #define UNSENT_MAX_BYTES  (32 << 20) /* a client this far behind will not catch up */
 
 static void make_id(char *out, size_t size)
@@ -80,13 +81,15 @@ static void log_exchange(const struct exchange *ex)
         {.key = "path", .str = ex->target},
         {.key = "status", .num = ex->status},
         {.key = "ms", .num = (double)(int64_t)(ms * 1000) / 1000},
+        {.key = "finish", .str = ex->finish ? ex->finish : "-"},
+        {.key = "ttft_ms", .num = ex->ttft_us / 1000.0},
         {.key = "prompt_tokens", .num = ex->prompt_tokens},
         {.key = "completion_tokens", .num = ex->completion_tokens},
     };
     int n = sizeof(fields) / sizeof(fields[0]);
 
     if (ex->server->config->log_requests)
-        log_event(LOG_INFO, "request", fields, ex->generation || ex->prompt_tokens ? n : n - 2);
+        log_event(LOG_INFO, "request", fields, ex->generation || ex->prompt_tokens ? n : n - 4);
 }
 
 void exchange_free(struct exchange *ex)
@@ -100,6 +103,7 @@ void exchange_free(struct exchange *ex)
     if (ex->generation || ex->has_left)
         ex->status = 499; /* nginx's word for "the client closed the connection" */
     metrics_count_response(&s->metrics, ex->match.idx, ex->status);
+    metrics_count_duration(&s->metrics, (clock_ns() - ex->began_ns) * 1e-9);
     log_exchange(ex);
     access_end(ex);
     if (ex->generation)
@@ -286,6 +290,22 @@ void exchange_add_body(struct exchange *ex, const char *data, size_t len)
     exchange_reply_error(ex, &e);
 }
 
+/* What was asked, for operators who want that; control characters are escaped by the log. */
+static void log_body(const struct exchange *ex)
+{
+    size_t n = ex->body.len < LOGGED_BODY_BYTES ? ex->body.len : LOGGED_BODY_BYTES;
+    char text[LOGGED_BODY_BYTES + 1];
+    struct log_field fields[] = {{.key = "id", .str = ex->id}, {.key = "body", .str = text}};
+
+    if (!ex->server->config->log_prompts || n == 0)
+        return;
+    while (n > 0 && n < ex->body.len && ((unsigned char)ex->body.buf[n] & 0xc0) == 0x80)
+        n--; /* whole characters */
+    memcpy(text, ex->body.buf, n);
+    text[n] = '\0';
+    log_event(LOG_INFO, "asked", fields, 2);
+}
+
 enum MHD_Result exchange_continue(struct exchange *ex)
 {
     CHECK(ex->magic == EXCHANGE_MAGIC);
@@ -304,6 +324,7 @@ enum MHD_Result exchange_continue(struct exchange *ex)
     if (ex->state == EXCHANGE_READING) {
         http_client_enter(ex->client, CLIENT_BUSY);
         ex->state = EXCHANGE_WAITING;
+        log_body(ex);
         ex->match.route->handle(ex);
     }
     if (ex->has_left)

@@ -60,7 +60,8 @@ struct exchange {
     char id[HTTP_REQUEST_ID_BYTES];
     char method[16], *target; /* owned */
     int64_t began_ns, last_out_ns;
-    int64_t prompt_tokens, completion_tokens; /* for the log */
+    int64_t prompt_tokens, completion_tokens, ttft_us; /* for the log */
+    const char *finish;                                /* the first choice's reason, static */
 };
 
 /* The three callbacks of libmicrohttpd, with the exchange they are about. NULL: out of memory. */

@@ -16,7 +16,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEND_BLOCK      16384     /* handed to the library at a time */
+#define SEND_BLOCK 16384 /* handed to the library at a time */
+/* The page brings its own style and script, calls this server, and nobody may frame it. */
+#define PAGE_POLICY                                                                                \
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "                  \
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action "     \
+    "'none'"
 #define SENT_KEEP_BYTES (1 << 20) /* moved together when more of the buffer is already sent */
 
 static ssize_t read_answer(void *cls, uint64_t pos, char *buf, size_t max)
@@ -58,6 +63,11 @@ static void add_headers(struct exchange *ex, struct MHD_Response *r)
         MHD_add_response_header(r, "Content-Type", ex->content_type);
     MHD_add_response_header(r, "x-request-id", ex->id);
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
+    if (ex->match.gate == ROUTE_PAGE) {
+        MHD_add_response_header(r, "Content-Security-Policy", PAGE_POLICY);
+        MHD_add_response_header(r, "Referrer-Policy", "no-referrer");
+        MHD_add_response_header(r, "Cache-Control", "no-cache");
+    }
     if (ex->is_stream) {
         MHD_add_response_header(r, "Cache-Control", "no-cache");
         MHD_add_response_header(r, "X-Accel-Buffering", "no");

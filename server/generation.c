@@ -74,6 +74,13 @@ static void cancel_choices(struct generation *g)
     }
 }
 
+static const char *finish_word(enum finish_reason reason)
+{
+    static const char *const words[] = {"-", "stop", "length", "abort", "error"};
+
+    return words[reason];
+}
+
 static void detach(struct generation *g)
 {
     if (!g->exchange)
@@ -81,6 +88,8 @@ static void detach(struct generation *g)
     g->exchange->generation = NULL;
     g->exchange->prompt_tokens = g->usage.prompt_tokens;
     g->exchange->completion_tokens = g->usage.completion_tokens;
+    if (g->n_choices > 0)
+        g->exchange->finish = finish_word(g->choices[0].finish);
     g->exchange = NULL;
 }
 
@@ -159,8 +168,10 @@ static int make_choices(struct generation *g)
         logprob_list_init(&c->logprobs, g->api == API_CHAT ? LOGPROBS_CHAT : LOGPROBS_COMPLETIONS);
     }
     g->n_choices = n;
-    for (int i = 0; i < g->n_prompts; i++)
+    for (int i = 0; i < g->n_prompts; i++) {
         g->usage.prompt_tokens += g->prompts[i].n_ids;
+        metrics_count_params(&g->server->metrics, g->params.n, g->prompts[i].max_tokens);
+    }
     return 0;
 }
 
@@ -290,6 +301,8 @@ void generation_take_event(const struct engine_event *ev)
     metrics_count_event(&g->server->metrics, ev, c->last_token_ns);
     if (ev->n_tokens > 0)
         c->last_token_ns = ev->last_token_ns;
+    if (g->exchange && !g->exchange->ttft_us && ev->first_token_ns)
+        g->exchange->ttft_us = (ev->first_token_ns - g->exchange->began_ns) / 1000;
     g->usage.completion_tokens += ev->n_completion_tokens - c->n_tokens;
     c->n_tokens = ev->n_completion_tokens;
     if (c->sample_idx == 0) {

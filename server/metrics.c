@@ -9,8 +9,10 @@
 #include "engine/engine.h"
 #include "server/router.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static const double ttft_edges[] = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
@@ -25,6 +27,13 @@ static const double e2e_edges[] = {0.005, 0.02, 0.1, 0.3, 0.5,  0.8,  1,  1.5, 2
 static const double count_edges[] = {1,     2,      5,      10,     20,   50,    100,
                                      200,   500,    1000,   2000,   5000, 10000, 20000,
                                      50000, 100000, 200000, 500000, 1e6,  0};
+
+static const double n_edges[] = {1, 2, 5, 10, 20, 0};
+static const double http_edges[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075,
+                                    0.1,   0.25,   0.5,   0.75, 1,     2.5,  5,
+                                    7.5,   10,     30,    60,   120,   600,  0};
+static const double rows_edges[ENGINE_N_ROWS_EDGES + 1] = {1,   8,    16,   32,   64,   128,   256,
+                                                           512, 1024, 2048, 4096, 8192, 16384, 0};
 
 static const int statuses[METRICS_N_STATUS] = {200, 204, 400, 401, 403, 404, 405, 408, 413, 415,
                                                417, 429, 431, 499, 500, 501, 503, 505, 0};
@@ -49,6 +58,30 @@ void metrics_count_response(struct metrics *m, int route_idx, int status)
     m->responses[route_idx][i]++;
 }
 
+void metrics_count_duration(struct metrics *m, double seconds)
+{
+    observe(&m->http_duration, http_edges, seconds, 1);
+}
+
+void metrics_count_params(struct metrics *m, int n, int max_tokens)
+{
+    observe(&m->params_n, n_edges, n, 1);
+    observe(&m->params_max_tokens, count_edges, max_tokens, n);
+}
+
+/* Times of a sequence that ended by itself. */
+static void count_times(struct metrics *m, const struct engine_event *ev)
+{
+    if (!ev->start_ns || !ev->first_token_ns)
+        return;
+    observe(&m->prefill, e2e_edges, (ev->first_token_ns - ev->start_ns) * 1e-9, 1);
+    observe(&m->decode, e2e_edges, (ev->last_token_ns - ev->first_token_ns) * 1e-9, 1);
+    observe(&m->inference, e2e_edges, (ev->last_token_ns - ev->start_ns) * 1e-9, 1);
+    if (ev->n_completion_tokens > 1)
+        observe(&m->per_token, itl_edges,
+                (ev->last_token_ns - ev->first_token_ns) * 1e-9 / (ev->n_completion_tokens - 1), 1);
+}
+
 void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64_t prev_token_ns)
 {
     int n_gaps = prev_token_ns ? ev->n_tokens : ev->n_tokens - 1;
@@ -64,6 +97,7 @@ void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64
         observe(&m->e2e, e2e_edges, (ev->last_token_ns - ev->submit_ns) * 1e-9, 1);
     if (ev->start_ns)
         observe(&m->queue, e2e_edges, (ev->start_ns - ev->submit_ns) * 1e-9, 1);
+    count_times(m, ev);
     observe(&m->prompt_len, count_edges, ev->n_prompt_tokens, 1);
     observe(&m->output_len, count_edges, ev->n_completion_tokens, 1);
 }
@@ -144,7 +178,9 @@ static void write_finished(struct strbuf *out, const struct engine_stats *s, con
                                         "vllm:request_success_total"};
 
     for (int k = 0; k < 2; k++) {
-        begin_family(out, names[k], "counter", "Sequences that ended, by reason.");
+        begin_family(out, names[k], "counter",
+                     k ? "Alias of spand_request_success_total."
+                       : "Sequences that ended, by reason.");
         for (int i = 0; i < 4; i++)
             strbuf_addf(out, "%s{%s,finished_reason=\"%s\"} %lld\n", names[k], k ? vllm : own,
                         reasons[i].word, (long long)s->n_finished[reasons[i].reason]);
@@ -197,6 +233,16 @@ static void write_ops(struct strbuf *out, const struct engine_stats *s)
     }
 }
 
+/* Means since start; rates over a window are rate(bytes) / rate(seconds). */
+static void write_op_rates(struct strbuf *out, const struct engine_stats *s)
+{
+    begin_family(out, "spand_op_bytes_per_second", "gauge",
+                 "Memory that an op moved a second, mean.");
+    for (int i = 0; i < s->n_ops; i++)
+        strbuf_addf(out, "spand_op_bytes_per_second{op=\"%s\"} %.15g\n", s->ops[i].name,
+                    s->ops[i].ns ? s->ops[i].bytes / (s->ops[i].ns * 1e-9) : 0);
+}
+
 /*
  * The picker takes the cache's size from these labels, in vLLM's words: its block serves all heads
  * of all layers, ours one head, so one of its blocks is as many of our pages as there are heads.
@@ -222,17 +268,51 @@ static void write_infos(struct strbuf *out, const struct metrics *m, const struc
                 vllm, m->page_entries, (long long)(n_heads ? s->pages_total / n_heads : 0));
 }
 
+static void write_iterations(struct strbuf *out, const struct engine_stats *s, const char *own,
+                             const char *vllm)
+{
+    struct histogram h = {.n = s->n_steps, .sum = (double)s->n_rows};
+
+    memcpy(h.counts, s->rows_counts, sizeof(s->rows_counts));
+    h.counts[METRICS_MAX_EDGES] = s->rows_counts[ENGINE_N_ROWS_EDGES];
+    write_histogram(out, "spand_iteration_tokens", "Rows of a step: prompt and decode.", own,
+                    &h, rows_edges);
+    write_histogram(out, "vllm:iteration_tokens_total", "Alias of spand_iteration_tokens.",
+                    vllm, &h, rows_edges);
+}
+
+/* The names that Prometheus' own client libraries give. */
 static void write_process(struct strbuf *out)
 {
-    FILE *f = fopen("/proc/self/statm", "r");
+    static const char label[] = "process=\"spand\"";
+    struct rusage usage;
+    struct rlimit fds;
     long long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    DIR *dir = opendir("/proc/self/fd");
+    int n_fds = 0;
 
-    if (!f)
-        return;
-    if (fscanf(f, "%lld %lld", &total, &resident) == 2)
-        write_value(out, "process_resident_memory_bytes", "gauge", "Resident memory.",
-                    "process=\"spand\"", (double)resident * sysconf(_SC_PAGESIZE));
-    fclose(f);
+    if (f && fscanf(f, "%lld %lld", &total, &resident) == 2) {
+        write_value(out, "process_resident_memory_bytes", "gauge", "Resident memory.", label,
+                    (double)resident * sysconf(_SC_PAGESIZE));
+        write_value(out, "process_virtual_memory_bytes", "gauge", "Virtual memory.", label,
+                    (double)total * sysconf(_SC_PAGESIZE));
+    }
+    if (f)
+        fclose(f);
+    while (dir && readdir(dir))
+        n_fds++;
+    if (dir) {
+        closedir(dir);
+        write_value(out, "process_open_fds", "gauge", "Open descriptors.", label, n_fds - 3);
+    }
+    if (getrlimit(RLIMIT_NOFILE, &fds) == 0)
+        write_value(out, "process_max_fds", "gauge", "Descriptors that may be open.", label,
+                    (double)fds.rlim_cur);
+    if (getrusage(RUSAGE_SELF, &usage) == 0)
+        write_value(out, "process_cpu_seconds_total", "counter", "Processor time.", label,
+                    usage.ru_utime.tv_sec + usage.ru_stime.tv_sec +
+                        1e-6 * (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec));
 }
 
 void metrics_write(const struct metrics *m, const struct engine_stats *s,
@@ -248,7 +328,9 @@ void metrics_write(const struct metrics *m, const struct engine_stats *s,
     write_finished(out, s, own.buf, vllm.buf);
     write_pages(out, s, own.buf);
     write_responses(out, m);
+    write_iterations(out, s, own.buf, vllm.buf);
     write_ops(out, s);
+    write_op_rates(out, s);
     write_infos(out, m, s, i, vllm.buf);
     write_process(out);
     out->failed |= own.failed | vllm.failed;

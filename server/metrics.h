@@ -29,12 +29,21 @@ struct metrics {
 #define HISTOGRAM(member, name, alias, help, edges) struct histogram member;
 #include "server/metrics_table.h"
     int64_t n_parked, n_connections, n_exchanges; /* gauges */
-    int page_entries;                             /* of the key-value pool, for an info label */
+    int64_t n_streams, backlog_bytes;             /* gauges, filled in before the page is written */
+    int64_t n_tests_passed, n_tests_failed;       /* likewise */
+    double kv_density;
+    int page_entries; /* of the key-value pool, for an info label */
     int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];
 };
 
 /* An answer of the route with that index (router.h) was sent, or given up. */
 void metrics_count_response(struct metrics *m, int route_idx, int status);
+
+/* A request's exchange has ended after that many seconds. */
+void metrics_count_duration(struct metrics *m, double seconds);
+
+/* A generation has begun: n answers a prompt, each of at most max_tokens. */
+void metrics_count_params(struct metrics *m, int n, int max_tokens);
 
 /* News of a sequence. prev_token_ns: the time of its last token before this event, 0 if none. */
 void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64_t prev_token_ns);
@@ -42,5 +51,8 @@ void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64
 /* The whole page, in the text format 0.0.4. */
 void metrics_write(const struct metrics *m, const struct engine_stats *s,
                    const struct engine_info *i, struct strbuf *out);
+
+/* Every series with its type and help, as METRICS.md has it. */
+void metrics_print_markdown(struct strbuf *out);
 
 #endif

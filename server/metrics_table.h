@@ -56,6 +56,15 @@ METRIC("counter", "spand_requests_submitted_total", NULL, "Sequences given to th
        s->n_submitted)
 METRIC("counter", "spand_requests_rejected_total", NULL, "Sequences the engine refused.",
        s->n_rejected)
+METRIC("gauge", "spand_kv_density_ratio", NULL,
+       "Share of the keys that the plan keeps at the context's length; 1 is dense.", m->kv_density)
+METRIC("counter", "spand_self_tests_passed_total", NULL,
+       "Tokens generated at start and when idle to prove that the engine works.", m->n_tests_passed)
+METRIC("counter", "spand_self_tests_failed_total", NULL, "Self-tests that gave no token.",
+       m->n_tests_failed)
+METRIC("gauge", "spand_streams", NULL, "Answers that are being streamed.", m->n_streams)
+METRIC("gauge", "spand_sse_backlog_bytes", NULL,
+       "Bytes of streams that their clients have not taken.", m->backlog_bytes)
 METRIC("gauge", "spand_connections", NULL, "Open connections.", m->n_connections)
 METRIC("gauge", "spand_exchanges", NULL, "HTTP requests that are being served.", m->n_exchanges)
 COUNTER(n_clients_left, "spand_clients_left_total", NULL,
@@ -73,6 +82,21 @@ HISTOGRAM(e2e, "spand_e2e_request_latency_seconds", "vllm:e2e_request_latency_se
           "From submission to the last token.", e2e_edges)
 HISTOGRAM(queue, "spand_request_queue_time_seconds", "vllm:request_queue_time_seconds",
           "From submission to a seat in the batch.", e2e_edges)
+HISTOGRAM(prefill, "spand_request_prefill_time_seconds", "vllm:request_prefill_time_seconds",
+          "From a seat in the batch to the first token.", e2e_edges)
+HISTOGRAM(decode, "spand_request_decode_time_seconds", "vllm:request_decode_time_seconds",
+          "From the first token to the last.", e2e_edges)
+HISTOGRAM(inference, "spand_request_inference_time_seconds", "vllm:request_inference_time_seconds",
+          "From a seat in the batch to the last token.", e2e_edges)
+HISTOGRAM(per_token, "spand_request_time_per_output_token_seconds",
+          "vllm:request_time_per_output_token_seconds",
+          "Mean time between the tokens of a sequence.", itl_edges)
+HISTOGRAM(params_max_tokens, "spand_request_params_max_tokens", "vllm:request_params_max_tokens",
+          "max_tokens of a sequence.", count_edges)
+HISTOGRAM(params_n, "spand_request_params_n", "vllm:request_params_n",
+          "Answers asked for by a request and prompt.", n_edges)
+HISTOGRAM(http_duration, "spand_http_request_duration_seconds", NULL,
+          "From the request's head to the end of its answer.", http_edges)
 HISTOGRAM(prompt_len, "spand_request_prompt_tokens", "vllm:request_prompt_tokens",
           "Prompt tokens of a sequence.", count_edges)
 HISTOGRAM(output_len, "spand_request_generation_tokens", "vllm:request_generation_tokens",

@@ -20,6 +20,7 @@
 #include "server/http_server.h"
 #include "server/sd_notify.h"
 
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -185,6 +186,16 @@ static void fill_limits(struct serve *s)
     };
 }
 
+/* Of the plan, as the engine describes it; 0 when it does not. */
+static double plan_density(const struct engine_info *i)
+{
+    json_t *plan = i->plan_json ? json_loads(i->plan_json, 0, NULL) : NULL;
+    double density = json_number_value(json_object_get(plan, "density_kv"));
+
+    json_decref(plan);
+    return density;
+}
+
 /* On stdout, for people and scripts; everything else goes to the log. */
 static void print_welcome(const struct serve *s)
 {
@@ -244,6 +255,7 @@ static int open_all(struct serve *s, struct err *err)
     fill_limits(s);
     s->http.engine = s->engine;
     s->http.info = engine_get_info(s->engine);
+    s->http.metrics.kv_density = plan_density(s->http.info);
     s->http.bridge = &s->bridge;
     s->http.uv = &s->uv;
     return http_server_open(&s->http, err);

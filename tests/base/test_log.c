@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int pipe_fds[2], old_stderr;
@@ -176,6 +177,33 @@ START_TEST(log__keeps_lines_of_threads_apart)
 }
 END_TEST
 
+/* The journal gets priorities and no time of ours; another stream does not. */
+START_TEST(log__speaks_to_the_journal)
+{
+    char stream[64];
+    struct stat st;
+
+    ck_assert_int_eq(fstat(STDERR_FILENO, &st), 0);
+    snprintf(stream, sizeof(stream), "%llu:%llu", (unsigned long long)st.st_dev,
+             (unsigned long long)st.st_ino);
+    setenv("JOURNAL_STREAM", stream, 1);
+    log_configure(LOG_DEBUG, LOG_TEXT);
+    log_error("e\n<0>forged");
+    log_warn("w");
+    log_info("i");
+    log_debug("d");
+    ck_assert_str_eq(logged(), "<3>e\\x0a<0>forged\n<4>w\n<6>i\n<7>d\n");
+    log_configure(LOG_INFO, LOG_JSON);
+    log_info("i");
+    ck_assert_int_eq(strncmp(logged(), "<6>{\"time\":", 11), 0);
+    setenv("JOURNAL_STREAM", "1:1", 1);
+    log_configure(LOG_INFO, LOG_TEXT);
+    log_info("i");
+    ck_assert_ptr_nonnull(strstr(logged(), "Z info  i\n"));
+    unsetenv("JOURNAL_STREAM");
+}
+END_TEST
+
 TEST_SUITE(log)
 {
     TCase *tc = test_case(suite, "core");
@@ -188,4 +216,5 @@ TEST_SUITE(log)
     tcase_add_test(tc, log__writes_json_lines);
     tcase_add_test(tc, log__does_not_cut_long_lines);
     tcase_add_test(tc, log__keeps_lines_of_threads_apart);
+    tcase_add_test(tc, log__speaks_to_the_journal);
 }

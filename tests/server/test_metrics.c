@@ -3,6 +3,8 @@
  */
 #include "tests/lib/test.h"
 
+#include "base/file_map.h"
+#include "base/err.h"
 #include "base/strbuf.h"
 #include "engine/engine.h"
 #include "server/metrics.h"
@@ -177,6 +179,22 @@ START_TEST(metrics__counts_gaps_within_the_first_event)
 }
 END_TEST
 
+/* The committed list of series is the one that the code would write. */
+START_TEST(metrics__have_fresh_docs)
+{
+    struct strbuf want = STRBUF_INIT;
+    char *text;
+    size_t len;
+    struct err err = {0};
+
+    metrics_print_markdown(&want);
+    ck_assert_int_eq(file_read_text(&text, &len, test_path("server/METRICS.md"), 1 << 20, &err), 0);
+    ck_assert_msg(!strcmp(text, want.buf), "run `make docs`");
+    free(text);
+    strbuf_release(&want);
+}
+END_TEST
+
 TEST_SUITE(metrics)
 {
     TCase *tc = test_case(suite, "page");
@@ -186,4 +204,5 @@ TEST_SUITE(metrics)
     tcase_add_test(tc, metrics__has_the_names_of_vllm);
     tcase_add_test(tc, metrics__adds_up_histograms);
     tcase_add_test(tc, metrics__counts_gaps_within_the_first_event);
+    tcase_add_test(tc, metrics__have_fresh_docs);
 }

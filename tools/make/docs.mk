@@ -7,6 +7,12 @@ $(BIN)/config-docs: $(OBJ)/tools/config_docs.o $(DOCS_OBJ)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(OBJ)/tools/config_docs.o $(DOCS_OBJ) $(shell pkg-config --libs jansson) -lpthread -lm
 
-docs: $(BIN)/config-docs ## write config/CONFIG.md and config/default.json from the table of settings
+$(BIN)/metrics-docs: $(OBJ)/tools/metrics_docs.o $(SERVER_OBJ) $(CORE_OBJ)
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) $(CUDA_LIBS)
+
+docs: $(BIN)/config-docs $(BIN)/metrics-docs ## write CONFIG.md, default.json and METRICS.md from their tables
+	$(BIN)/metrics-docs > server/METRICS.md
 	$(BIN)/config-docs markdown > config/CONFIG.md
 	$(BIN)/config-docs json > config/default.json

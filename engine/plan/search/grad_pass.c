@@ -341,7 +341,6 @@ static int loss_back(struct grad_pass *p, struct grad_pass_args *args, struct er
         .n_targets = args->n_targets,
         .row = args->row,
         .target = args->target,
-        .loss = args->kind,
         .scale = args->n_targets ? 1.0f / (float)args->n_targets : 0.0f,
         .norm = {.kind = NORM_RMS, .gain = &p->m->norm, .eps = c->norm_eps},
         .head = c->tie_embeddings ? &p->m->embed : &p->m->head,

@@ -41,7 +41,6 @@ struct grad_pass_args {
     int n_rows;
     const int32_t *row, *target; /* [n_targets] rows ascending, and the tokens behind them */
     int n_targets;
-    enum grad_loss kind;
     /* Out: the mean loss of the targets; influence, added to: [n_layers, n_heads, n_blocks]. */
     double loss;
     double *band, *sink;
