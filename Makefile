@@ -110,9 +110,6 @@ $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_of,$<) $(if $(filter base/build_info.c,$<),-DSPAND_VERSION='"$(VERSION)"' -DSPAND_COMMIT='"$(COMMIT)"') -MMD -MP -c -o $@ $<
 
-# The version that a binary tells is that of the tree it was built from.
-$(OBJ)/base/build_info.o: VERSION $(wildcard $(shell git rev-parse --git-path logs/HEAD 2>/dev/null))
-
 $(OBJ)/%.cu.o: %.cu
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)
@@ -121,4 +118,4 @@ $(OBJ)/%.cu.o: %.cu
 clean: ## remove the build folder
 	rm -rf $(BUILD)
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) -type f -name '*.d' 2>/dev/null)

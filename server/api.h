@@ -15,6 +15,8 @@ void api_tokenize(struct exchange *ex);
 void api_detokenize(struct exchange *ex);
 void api_health(struct exchange *ex);
 void api_health_live(struct exchange *ex);
+void api_page(struct exchange *ex);
+void api_page_plan(struct exchange *ex);
 void api_version(struct exchange *ex);
 void api_metrics(struct exchange *ex);
 void api_debug_state(struct exchange *ex);

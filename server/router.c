@@ -23,6 +23,8 @@ static const struct route routes[] = {
     {"/v1/health", ROUTE_GET, ROUTE_OPEN, api_health},
     {"/ping", ROUTE_GET, ROUTE_OPEN, api_health},
     {"/version", ROUTE_GET, ROUTE_ALWAYS, api_version},
+    {"/", ROUTE_GET, ROUTE_PAGE, api_page},
+    {"/ui/plan", ROUTE_GET, ROUTE_PAGE, api_page_plan},
     {"/metrics", ROUTE_GET, ROUTE_IF_METRICS, api_metrics},
     {"/debug/state", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_state},
     {"/debug/kv", ROUTE_GET, ROUTE_IF_DEBUG, api_debug_kv},
@@ -61,7 +63,7 @@ static bool path_matches(const struct route *r, const char *path, const char **r
     size_t len = strlen(r->path);
 
     *rest = "";
-    if (r->path[len - 1] != '/')
+    if (r->path[len - 1] != '/' || len == 1)
         return !strcmp(r->path, path);
     if (strncmp(r->path, path, len) || !path[len])
         return false;

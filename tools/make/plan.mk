@@ -27,5 +27,3 @@ test-plan-search: $(BIN)/spand-plan-tests ## the plan search: optimiser, gradien
 	$(BIN)/spand-plan-tests
 
 .PHONY: test-plan-search
-
-FUZZ_SRC_calibration_input = engine/plan/search/calibration_input.c

@@ -32,20 +32,6 @@ test-e2e: $(BIN)/spand ## run the daemon against curl-like clients and the OpenA
 
 .PHONY: deps-test test-unit
 
-# ---- installation ------------------------------------------------------------------------------
-
-PREFIX ?= /usr/local
-UNIT_DIR ?= /lib/systemd/system
-install: $(BIN)/spand $(BIN)/spand-plan ## copy daemon, plan search, demo model, config and unit under DESTDIR
-	install -D -m 755 $(BIN)/spand $(DESTDIR)$(PREFIX)/bin/spand
-	install -D -m 755 $(BIN)/spand-plan $(DESTDIR)$(PREFIX)/bin/spand-plan
-	install -d $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
-	install -m 644 $(wildcard models/demo-llama/*.*) $(DESTDIR)$(PREFIX)/share/spand/models/demo-llama
-	install -D -m 644 config/example-server.json $(DESTDIR)/etc/spand/spand.json
-	install -D -m 644 systemd/spand.service $(DESTDIR)$(UNIT_DIR)/spand.service
-
-.PHONY: install
-
 print-have-cuda:
 	@echo $(HAVE_CUDA)
 .PHONY: print-have-cuda
