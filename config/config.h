@@ -40,6 +40,7 @@ enum config_type {
 enum config_dtype { CONFIG_DTYPE_AUTO, CONFIG_DTYPE_F32, CONFIG_DTYPE_BF16, CONFIG_DTYPE_F16 };
 enum config_weights { CONFIG_WEIGHTS_FILE, CONFIG_WEIGHTS_RANDOM };
 enum config_sampling_defaults { CONFIG_SAMPLING_DEFAULTS_OPENAI, CONFIG_SAMPLING_DEFAULTS_MODEL };
+enum config_prefix_cache_scope { CONFIG_PREFIX_CACHE_SCOPE_SERVER, CONFIG_PREFIX_CACHE_SCOPE_KEY };
 enum config_scheduling { CONFIG_SCHEDULING_ARRIVAL, CONFIG_SCHEDULING_PRIORITY };
 /* log_level and log_format have the values of enum log_level and enum log_format of base/log.h. */
 

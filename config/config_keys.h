@@ -71,6 +71,14 @@ CONFIG_KEY(DOUBLE, gpu_memory_fraction, "0.9", 0.05, 1, "",
            "together when kv_memory is 0.")
 CONFIG_KEY(INT, page_entries, "64", 8, 1024, "entries",
            "How many consecutive keys and values of one head lie in one page of the pool.")
+CONFIG_KEY(
+    BOOL, prefix_cache, "true", 0, 0, "",
+    "Keeps the keys and values of prompts while nobody else needs their memory: a prompt that "
+    "begins like an earlier one, or like another sample of the same request, computes only "
+    "what is new. Answers do not change.")
+CONFIG_KEY(ENUM, prefix_cache_scope, "server", 0, 0, "server key",
+           "Who shares cached prompts: server means all requests, key only those with the same API "
+           "key, so that nobody can tell by the time it takes what others have asked.")
 CONFIG_KEY(INT, threads, "0", 0, 1024, "threads",
            "How many threads compute on the CPU. 0 means one for each core that the process may "
            "use.")

@@ -108,8 +108,9 @@ struct engine_request {
     const int32_t *prompt; /* [n_prompt] borrowed during submit */
     int n_prompt;
     struct sampling_params sampling;
-    int priority; /* lower is served sooner; equal ones in the order of arrival */
-    void *user;   /* comes back in every event */
+    const char *cache_salt; /* prompts share pages only where it is equal; NULL is ""; borrowed */
+    int priority;           /* lower is served sooner; equal ones in the order of arrival */
+    void *user;             /* comes back in every event */
 };
 
 /*
@@ -220,6 +221,7 @@ struct engine_stats {
     int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
     int64_t n_finished[FINISH_ERROR + 1];
     int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns, mask_ns;
+    int64_t n_prefix_asked, n_prefix_found; /* prompt tokens that the cache could give, and gave */
     int64_t pages_total, pages_used;
     struct engine_pages pages; /* the used ones */
     int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */

@@ -137,11 +137,20 @@ static void dump_heads(const struct engine *e, int slot, struct strbuf *out)
     strbuf_addch(out, ']');
 }
 
+const int32_t *engine_cache_refs(const struct engine *e)
+{
+    if (!e->sched.cache)
+        return NULL;
+    memset(e->cache_refs, 0, (size_t)e->kv.pool.n_pages * sizeof(*e->cache_refs));
+    prefix_cache_count_refs(e->sched.cache, e->cache_refs);
+    return e->cache_refs;
+}
+
 static void dump_sweep(const struct engine *e, struct strbuf *out)
 {
     struct err err = {0};
     struct kv_sweep sweep;
-    int rc = kv_sweep_slots(&sweep, &e->kv, NULL, &err);
+    int rc = kv_sweep_slots(&sweep, &e->kv, engine_cache_refs(e), &err);
 
     if (rc < 0) {
         strbuf_addf(out, ",\"sweep\":{\"ok\":%s,\"error\":", rc == ERR_NO_ROOM ? "null" : "false");
@@ -165,11 +174,11 @@ static void dump_pool(const struct engine *e, struct strbuf *out)
     strbuf_addf(out, "{\"page_bytes\":%lld,\"page_entries\":%d,", (long long)e->info.page_bytes,
                 ks->shape.page_entries);
     strbuf_addf(out,
-                "\"pages\":{\"total\":%d,\"free\":%d,\"prefill\":%lld,\"decode\":%lld,"
+                "\"pages\":{\"total\":%d,\"free\":%d,\"idle\":%d,\"prefill\":%lld,\"decode\":%lld,"
                 "\"fixed\":%lld},\"table\":{\"entries\":%lld,\"used\":%lld},",
-                (int)ks->pool.n_pages, (int)ks->pool.n_free, (long long)pages.prefill,
-                (long long)pages.decode, (long long)pages.fixed, (long long)ks->table_len,
-                (long long)table_used);
+                (int)ks->pool.n_pages, (int)ks->pool.n_free, (int)ks->pool.n_idle,
+                (long long)pages.prefill, (long long)pages.decode, (long long)pages.fixed,
+                (long long)ks->table_len, (long long)table_used);
     strbuf_addf(out, "\"slots\":{\"total\":%d,\"used\":%d}", ks->n_slots, ks->n_used);
 }
 

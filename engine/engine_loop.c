@@ -209,7 +209,7 @@ static void sweep_pages(struct engine *e)
 {
     struct err err = {0};
     struct kv_sweep sweep;
-    int rc = kv_sweep_slots(&sweep, &e->kv, NULL, &err);
+    int rc = kv_sweep_slots(&sweep, &e->kv, engine_cache_refs(e), &err);
 
     if (rc < 0)
         log_error("key-value pool: %s", err.msg);
@@ -225,7 +225,9 @@ static void count_step(struct engine *e, const struct sched_step *step, int n_ne
                              .n_waiting = e->sched.waiting.n,
                              .n_running = e->sched.running.n,
                              .n_preemptions = e->sched.n_preemptions,
-                             .pages_used = e->kv.pool.n_pages - e->kv.pool.n_free,
+                             .n_prefix_asked = e->sched.n_prefix_asked,
+                             .n_prefix_found = e->sched.n_prefix_found,
+                             .pages_used = kv_pool_used(&e->kv.pool),
                              .pages = engine_count_pages(e),
                              .healthy = e->n_failures < ENGINE_MAX_FAILURES};
 
@@ -308,8 +310,7 @@ void *engine_loop(void *arg)
             continue;
         CHECK(e->sched.running.n == 0);
         CHECK(e->sched.waiting.n == 0);
-        stats_idle(&e->stats, e->sched.waiting.n, e->sched.running.n,
-                   e->kv.pool.n_pages - e->kv.pool.n_free);
+        stats_idle(&e->stats, e->sched.waiting.n, e->sched.running.n, kv_pool_used(&e->kv.pool));
         step_trace_flush(e->trace);
         pthread_mutex_unlock(&e->mu);
         ring_queue_wait(&e->inbox, -1);

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 
 #define SEEN_PER_SEQ 4096 /* penalty entries a step has room for, a sequence */
@@ -268,6 +269,14 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
         .vocab_size = e->env.vocab_size};
     int rc = scheduler_init(&e->sched, &sched, &e->kv, err);
 
+    if (rc == 0 && config->prefix_cache) {
+        rc = prefix_cache_init(&e->cache, &e->kv, err);
+        e->cache_refs = calloc((size_t)e->kv.pool.n_pages, sizeof(*e->cache_refs));
+        if (rc == 0 && !e->cache_refs)
+            rc = err_set(err, ERR_NO_ROOM, "prefix cache: no memory for page counts");
+        e->sched.cache = rc == 0 ? &e->cache : NULL;
+    }
+
     if (rc == 0)
         rc = batch_init(&e->batch, e->be, config->max_batch + config->chunk_tokens, max_logits,
                         config->max_batch, err);
@@ -416,6 +425,11 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
         e->env.has_masks = e->be->ops->has_masks;
         rc = open_model(e, config, err);
     }
+    if (rc == 0) {
+        e->env.rope_by_prompt = model_wants_rope_len(e->model);
+        if (getrandom(e->env.cache_secret, sizeof(e->env.cache_secret), 0) < 0)
+            rc = err_set_errno(err, ERR_IO, errno, "random numbers");
+    }
     if (rc == 0)
         rc = open_queues(e, config, err);
     if (rc == 0)
@@ -440,6 +454,8 @@ void engine_parts_close(struct engine *e)
     sampler_release(&e->sampler);
     batch_release(&e->batch);
     scheduler_release(&e->sched);
+    prefix_cache_release(&e->cache);
+    free(e->cache_refs);
     kv_memory_release(&e->kv_memory);
     kv_slots_release(&e->kv);
     ring_queue_release(&e->inbox);

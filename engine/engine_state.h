@@ -72,6 +72,8 @@ struct engine {
     struct backend *be;
     struct model *model;
     struct kv_slots kv;
+    struct prefix_cache cache; /* unused when sched.cache is NULL */
+    int32_t *cache_refs;       /* [n_pages] for engine_cache_refs() */
     struct kv_memory kv_memory;
     struct scheduler sched;
     struct batch batch;
@@ -82,6 +84,9 @@ struct engine {
     int sweep_steps;          /* kv_sweep after so many steps; 0: never */
     char failure[ERR_MSG_BYTES];
 };
+
+/* The cache's references to each page, for kv_sweep_slots(); NULL without a cache. With e->mu. */
+const int32_t *engine_cache_refs(const struct engine *e);
 
 /* The engine thread's function; arg is the engine. */
 void *engine_loop(void *arg);

@@ -125,6 +125,7 @@ void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_n
     if (!r->news_lost)
         r->news_lost = !side_add(&r->side[r->write_side], news, r->max_tokens);
     r->head.n_completion_tokens = news->n_completion_tokens;
+    r->head.n_cached_tokens = news->n_cached_tokens;
     r->prompt_ready = r->prompt_ready || news->prompt_ready;
     r->head.finish = news->finish;
     r->head.stop_token = news->finish ? news->stop_token : -1;

@@ -52,7 +52,7 @@ struct outbox_news {
     const char *text; /* borrowed; the tokens' text_at count from its start */
     size_t text_len;
     const struct engine_token *tokens;
-    int n_tokens, n_completion_tokens;
+    int n_tokens, n_completion_tokens, n_cached_tokens;
     bool prompt_ready;
     enum finish_reason finish;
     int32_t stop_token;      /* with FINISH_STOP; else -1 */

@@ -227,6 +227,44 @@ static int geometry_init(struct request *r, struct err *err)
     return 0;
 }
 
+static struct prefix_key mix(struct prefix_key k, const void *data, size_t len)
+{
+    const unsigned char *p = data;
+
+    for (size_t i = 0; i < len; i++) {
+        k.a = (k.a ^ p[i]) * 0x100000001b3u;
+        k.b = (k.b + p[i]) * 0x9e3779b97f4a7c15u ^ k.b >> 32;
+    }
+    return k;
+}
+
+/*
+ * What decides the keys and values of a prompt besides its tokens: which of them each head sees,
+ * and with a dynamic rope the prompt's length. Heads that see all are alike whatever the length.
+ */
+static void prefix_init(struct request *r, const char *salt)
+{
+    const struct request_env *env = r->env;
+    const struct kv_shape *shape = &env->shape;
+    const struct kv_need *need = &r->seq.need;
+    int n_group = shape->n_heads / shape->n_kv_heads;
+    struct prefix_key key = {env->cache_secret[0], env->cache_secret[1]};
+
+    r->seq.shares_prefix = prefix_cache_suits(shape, need);
+    for (int i = 0; i < shape->n_layers * shape->n_heads && r->seq.shares_prefix; i++) {
+        struct kv_geom g = need->geom[i / n_group];
+        int32_t seen[4] = {i, need->window[i], g.n_sink, g.mask};
+
+        if (need->window[i] < need->n_limit)
+            key = mix(key, seen, sizeof(seen));
+    }
+    if (env->rope_by_prompt)
+        key = mix(key, &r->seq.n_prompt, sizeof(r->seq.n_prompt));
+    if (salt)
+        key = mix(key, salt, strlen(salt));
+    r->seq.key = key;
+}
+
 static int filter_init(struct request *r, const struct sampling_params *p, struct err *err)
 {
     int rc = token_filter_init(&r->filter, &r->arena, p, r->env->vocab_size, err);
@@ -319,6 +357,8 @@ int request_new(struct request **out, const struct request_env *env,
     r->seq.slot = -1;
     r->stop_token = -1;
     rc = geometry_init(r, err);
+    if (rc == 0)
+        prefix_init(r, req->cache_salt);
     if (rc == 0)
         rc = counts_init(r, err);
     if (rc == 0)
@@ -483,6 +523,7 @@ void request_tell(struct request *r, struct outbox *o)
                                 .tokens = r->held,
                                 .n_tokens = n,
                                 .n_completion_tokens = request_n_generated(r),
+                                .n_cached_tokens = r->seq.n_cached,
                                 .prompt_ready = r->prompt_ready,
                                 .finish = r->finish,
                                 .stop_token = r->stop_token,

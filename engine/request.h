@@ -37,7 +37,9 @@ struct request_env {
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
     int n_eos;
-    bool has_masks; /* of the backend */
+    bool has_masks;           /* of the backend */
+    bool rope_by_prompt;      /* keys depend on the prompt's length */
+    uint64_t cache_secret[2]; /* so that nobody can make two salts collide */
 };
 
 /* Tokens held so far, each once, for the penalties. Open addressing over `rows`. */

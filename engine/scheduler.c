@@ -100,6 +100,8 @@ void scheduler_add(struct scheduler *s, struct sched_seq *seq)
     seq->state = SEQ_WAITING;
     seq->n_done = 0;
     seq->n_logits_done = seq->first_logits_row;
+    seq->n_cached = 0;
+    seq->prefix_node = PREFIX_NONE;
     seq->n_preempted = 0;
     seq->slot = -1;
     seq->order = s->next_order++;
@@ -113,6 +115,7 @@ static void unseat(struct scheduler *s, struct sched_seq *seq)
     s->n_seen -= seq->n_seen_max;
     seq->slot = -1;
     seq->n_done = 0;
+    seq->prefix_node = PREFIX_NONE;
 }
 
 void scheduler_remove(struct scheduler *s, struct sched_seq *seq)
@@ -210,20 +213,67 @@ static int64_t growth_headroom(const struct scheduler *s)
     return to_come < most ? to_come : most;
 }
 
+/* Tokens of whole pages that a prompt may take from others: its last row must be computed. */
+static int32_t shareable(const struct scheduler *s, const struct sched_seq *seq)
+{
+    int32_t page = s->kv->shape.page_entries;
+
+    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits
+               ? (seq->n_prompt - 1) / page * page
+               : 0;
+}
+
+/* Is somebody about to compute more of seq's beginning than is known? */
+static bool is_being_computed(const struct scheduler *s, const struct sched_seq *seq,
+                              int32_t n_known)
+{
+    int32_t page = s->kv->shape.page_entries, most = shareable(s, seq);
+
+    for (const struct sched_seq *r = s->running.head; r; r = r->next) {
+        int32_t n = n_known, end = min32(most, r->n_prompt / page * page);
+
+        if (r->state != SEQ_PREFILL || !r->shares_prefix || r->key.a != seq->key.a ||
+            r->key.b != seq->key.b || r->n_done >= end)
+            continue;
+        while (n + page <= end &&
+               !memcmp(r->tokens + n, seq->tokens + n, (size_t)page * sizeof(*r->tokens)))
+            n += page;
+        if (n > n_known && n > r->n_done &&
+            !memcmp(r->tokens, seq->tokens, (size_t)n_known * sizeof(*r->tokens)))
+            return true;
+    }
+    return false;
+}
+
 /* Seats the head of the queue, if what it needs is free; NULL if not. */
 static struct sched_seq *admit_next(struct scheduler *s)
 {
     struct sched_seq *seq = s->waiting.head;
+    struct prefix_hit hit = {.node = PREFIX_NONE};
+    int32_t n_shareable;
     int slot;
 
     if (!seq || s->running.n == s->params.max_batch)
         return NULL;
     if (s->n_seen + seq->n_seen_max > s->params.max_seen)
         return NULL;
-    slot = kv_slot_take(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit),
-                        growth_headroom(s));
+    n_shareable = shareable(s, seq);
+    if (n_shareable) {
+        hit = prefix_cache_find(s->cache, seq->key, seq->tokens, n_shareable);
+        if (is_being_computed(s, seq, hit.n_tokens))
+            return NULL;
+    }
+    slot = kv_slot_take_shared(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit),
+                               growth_headroom(s), &hit.shared);
     if (slot < 0)
         return NULL;
+    if (seq->n_preempted == 0) {
+        seq->n_cached = hit.n_tokens;
+        s->n_prefix_asked += n_shareable;
+        s->n_prefix_found += hit.n_tokens;
+    }
+    seq->n_done = hit.n_tokens;
+    seq->prefix_node = hit.node;
     list_remove(&s->waiting, seq);
     seq->slot = slot;
     seq->state = SEQ_PREFILL;
@@ -310,6 +360,16 @@ const struct sched_step *scheduler_plan(struct scheduler *s)
     return step;
 }
 
+/* The prompt pages that were completed from position `from` on go into the cache. */
+static void keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
+{
+    int32_t page = s->kv->shape.page_entries;
+
+    for (int32_t p = from / page; (p + 1) * page <= seq->n_done; p++)
+        seq->prefix_node = prefix_cache_add(s->cache, seq->key, seq->prefix_node,
+                                            seq->tokens + (int64_t)p * page, seq->slot, p);
+}
+
 void scheduler_done(struct scheduler *s)
 {
     for (int i = 0; i < s->step.n_items; i++) {
@@ -318,6 +378,8 @@ void scheduler_done(struct scheduler *s)
 
         CHECK(seq->n_done == item->pos0);
         seq->n_done += item->n_rows;
+        if (s->cache && seq->shares_prefix && !item->is_decode)
+            keep_pages(s, seq, item->pos0);
         if (seq->n_done > seq->n_logits_done)
             seq->n_logits_done = min32(seq->n_done, seq->n_prompt);
         if (seq->n_done >= seq->n_prompt)

@@ -14,12 +14,16 @@
  *               prompt runs again as prompt rows, then its tokens as decode rows, one a step and
  *               unsampled: the very rows that made them, so what follows is unchanged too
  *
+ *   prefixes    a newcomer whose prompt begins like one that is being computed waits until the
+ * common pages are done, then shares them: n samples of a prompt compute it once
+ *
  * The engine thread owns the scheduler and every sched_seq in it.
  */
 #ifndef SCHEDULER_H
 #define SCHEDULER_H
 
 #include "engine/kv/kv_slot.h"
+#include "engine/kv/prefix_cache.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,17 +38,21 @@ struct sched_seq {
     int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
     int32_t n_seen_max;         /* penalty entries a step of it can take */
     bool wants_prompt_logits;
-    int32_t priority; /* lower comes first; equal ones by arrival */
+    int32_t priority;      /* lower comes first; equal ones by arrival */
+    bool shares_prefix;    /* its prompt may come from the prefix cache, and go there */
+    struct prefix_key key; /* with it */
     void *owner;
 
     /* The scheduler's own. */
     enum seq_state state;
-    int32_t n_done;        /* positions whose keys are in the pages */
+    int32_t n_done;           /* positions whose keys are in the pages */
     int32_t first_logits_row; /* prompt rows before it need none */
     int32_t n_logits_done;    /* prompt rows whose logits were handed out */
-    int slot;              /* -1 unless running */
+    int slot;                 /* -1 unless running */
     int n_preempted;
-    uint64_t order; /* of arrival */
+    int32_t n_cached;    /* prompt tokens that were found when it was first seated */
+    int32_t prefix_node; /* of its last whole page in the cache */
+    uint64_t order;      /* of arrival */
     struct sched_seq *prev, *next;
 };
 
@@ -79,8 +87,10 @@ struct sched_params {
 
 struct scheduler {
     struct sched_params params;
-    struct kv_slots *kv;                /* borrowed */
-    struct sched_list waiting, running; /* both by order */
+    struct kv_slots *kv;                    /* borrowed */
+    struct prefix_cache *cache;             /* borrowed, or NULL */
+    int64_t n_prefix_asked, n_prefix_found; /* prompt tokens that could be, and were, found */
+    struct sched_list waiting, running;     /* both by order */
     struct sched_step step;
     uint64_t next_order;
     int64_t n_seen; /* penalty entries of all running sequences */

@@ -102,6 +102,8 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
     s->now.n_waiting = step->n_waiting;
     s->now.n_running = step->n_running;
     s->now.n_preemptions = step->n_preemptions;
+    s->now.n_prefix_asked = step->n_prefix_asked;
+    s->now.n_prefix_found = step->n_prefix_found;
     s->now.waiting_tokens = step->waiting_tokens;
     s->now.pages_used = step->pages_used;
     s->now.pages = step->pages;

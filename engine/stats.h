@@ -25,7 +25,7 @@ struct stats { /* fields are private */
 
 /* What one step adds. */
 struct stats_step {
-    int64_t step_ns, end_ns, mask_ns;
+    int64_t step_ns, end_ns, mask_ns, n_prefix_asked, n_prefix_found;
     int n_prompt_rows, n_decode_rows, n_new_tokens;
     int64_t n_waiting, n_running, n_preemptions, waiting_tokens, pages_used;
     struct engine_pages pages;

@@ -175,6 +175,27 @@ static int make_choices(struct generation *g)
     return 0;
 }
 
+/* What keeps this request's prompts apart from others': the client's salt, and its key if asked. */
+static int set_salt(struct generation *g)
+{
+    bool by_key = g->server->config->prefix_cache_scope == CONFIG_PREFIX_CACHE_SCOPE_KEY;
+    const struct api_key *key = by_key ? g->exchange->key : NULL;
+    const char *salt = g->params.cache_salt;
+    struct strbuf both = STRBUF_INIT;
+
+    if (key)
+        strbuf_addf(&both, "%s\n", key->id);
+    if (salt)
+        strbuf_addstr(&both, salt);
+    if (both.len > 0 || both.failed) {
+        g->cache_salt = both.failed ? NULL : arena_strndup(&g->arena, both.buf, both.len);
+        if (!g->cache_salt)
+            openai_refuse_no_room(&g->error);
+    }
+    strbuf_release(&both);
+    return g->error.status ? ERR_NO_ROOM : 0;
+}
+
 static int submit_one(struct generation *g, struct choice *c, struct err *err)
 {
     struct generation_prompt *p = &g->prompts[c->prompt_idx];
@@ -182,6 +203,7 @@ static int submit_one(struct generation *g, struct choice *c, struct err *err)
                                  .n_prompt = p->n_ids,
                                  .sampling = g->params.sampling,
                                  .priority = g->params.priority,
+                                 .cache_salt = g->cache_salt,
                                  .user = c};
 
     req.sampling.max_tokens = p->max_tokens;
@@ -343,7 +365,7 @@ static void start_choices(struct generation *g)
         exchange_reply_json(ex, 200, &body);
     } else {
         exchange_watch(ex, g->params.stream);
-        if (make_choices(g) == 0)
+        if (set_salt(g) == 0 && make_choices(g) == 0)
             submit(g);
         else
             tell_error(g, &g->error);

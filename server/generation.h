@@ -58,6 +58,7 @@ struct generation {
     struct openai_params params;
     struct openai_usage usage;
     struct api_error error;
+    const char *cache_salt;        /* NULL: prompts are shared with everybody */
     struct grammar *grammar;       /* owned, or NULL */
     struct engine_word *bad_words; /* each word with its spellings; ids are malloc'ed */
     int n_bad_words;

@@ -293,6 +293,14 @@ static int read_string(struct openai_reader *r, const char *name, const json_t *
     return json_is_string(v) ? 0 : refuse_type(r->e, name, "a string", v);
 }
 
+static int read_cache_salt(struct openai_reader *r, const char *name, const json_t *v)
+{
+    if (!json_is_string(v) || json_string_length(v) == 0)
+        return refuse_type(r->e, name, "a string that is not empty", v);
+    r->out->cache_salt = json_string_value(v);
+    return 0;
+}
+
 /* Fields that are not one value. */
 static const struct {
     const char *name;
@@ -310,6 +318,7 @@ static const struct {
     {"bad_words", GEN, read_bad_words},
     {"stream_options", GEN, read_stream_options},
     {"user", GEN, read_string},
+    {"cache_salt", GEN, read_cache_salt},
     {"response_format", GEN, openai_read_response_format},
     {"structured_outputs", GEN, openai_read_structured},
     {"guided_json", GEN, openai_read_schema},

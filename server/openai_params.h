@@ -69,6 +69,7 @@ struct openai_params {
     int priority;
     const char **bad_words; /* [n_bad_words] */
     int n_bad_words;
+    const char *cache_salt; /* or NULL */
     struct openai_grammar grammar;
     int64_t seed;
     bool has_seed;

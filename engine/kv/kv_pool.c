@@ -15,7 +15,8 @@ int kv_pool_init(struct kv_pool *pool, int32_t n_pages, struct err *err)
     *pool = (struct kv_pool){.n_pages = n_pages, .n_free = n_pages};
     pool->free_pages = calloc((size_t)n_pages, sizeof(*pool->free_pages));
     pool->n_refs = calloc((size_t)n_pages, sizeof(*pool->n_refs));
-    if (!pool->free_pages || !pool->n_refs) {
+    pool->is_cached = calloc((size_t)n_pages, sizeof(*pool->is_cached));
+    if (!pool->free_pages || !pool->n_refs || !pool->is_cached) {
         kv_pool_release(pool);
         return err_set(err, ERR_NO_ROOM, "page lists: no memory for %d pages", (int)n_pages);
     }
@@ -31,6 +32,7 @@ void kv_pool_release(struct kv_pool *pool)
         return;
     free(pool->free_pages);
     free(pool->n_refs);
+    free(pool->is_cached);
     *pool = (struct kv_pool){0};
 }
 
@@ -38,7 +40,8 @@ int32_t kv_pool_take(struct kv_pool *pool)
 {
     int32_t page;
 
-    CHECK(pool->n_free > 0);
+    while (pool->n_free == 0)
+        CHECK(pool->reclaim && pool->reclaim(pool->reclaim_arg));
     page = pool->free_pages[--pool->n_free];
     CHECK(pool->n_refs[page] == 0);
     pool->n_refs[page] = 1;
@@ -49,6 +52,8 @@ void kv_pool_share(struct kv_pool *pool, int32_t page)
 {
     CHECK(page >= 0 && page < pool->n_pages);
     CHECK(pool->n_refs[page] > 0);
+    if (pool->is_cached[page] && pool->n_refs[page] == 1)
+        pool->n_idle--;
     pool->n_refs[page]++;
 }
 
@@ -56,9 +61,34 @@ void kv_pool_give(struct kv_pool *pool, int32_t page)
 {
     CHECK(page >= 0 && page < pool->n_pages);
     CHECK(pool->n_refs[page] > 0);
-    if (--pool->n_refs[page] > 0)
+    if (--pool->n_refs[page] > 0) {
+        pool->n_idle += pool->is_cached[page] && pool->n_refs[page] == 1;
         return;
+    }
+    CHECK(!pool->is_cached[page]);
     pool->free_pages[pool->n_free++] = page;
+}
+
+void kv_pool_set_reclaim(struct kv_pool *pool, bool (*fn)(void *arg), void *arg)
+{
+    pool->reclaim = fn;
+    pool->reclaim_arg = arg;
+}
+
+void kv_pool_cache(struct kv_pool *pool, int32_t page)
+{
+    CHECK(!pool->is_cached[page]);
+    kv_pool_share(pool, page);
+    pool->is_cached[page] = true;
+}
+
+void kv_pool_uncache(struct kv_pool *pool, int32_t page)
+{
+    CHECK(pool->is_cached[page]);
+    if (pool->n_refs[page] == 1)
+        pool->n_idle--;
+    pool->is_cached[page] = false;
+    kv_pool_give(pool, page);
 }
 
 void kv_pool_shuffle(struct kv_pool *pool, uint64_t seed)

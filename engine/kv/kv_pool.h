@@ -3,6 +3,9 @@
  *
  * A page serves any head of any layer. The pool knows numbers only; the memory is the backend's.
  * Engine thread only. Always: pages free + pages with a reference == n_pages.
+ *
+ * A cache may keep a page: it holds one reference, and while that is the only one the page is idle.
+ * Idle pages count as room: when no page is free, the pool asks the cache to give some up.
  */
 #ifndef KV_POOL_H
 #define KV_POOL_H
@@ -16,6 +19,10 @@ struct kv_pool { /* fields are private */
     int32_t n_pages, n_free;
     int32_t *free_pages; /* [n_pages] a stack, n_free of them valid */
     int32_t *n_refs;     /* [n_pages] */
+    int32_t n_idle;
+    bool *is_cached; /* [n_pages] */
+    bool (*reclaim)(void *arg);
+    void *reclaim_arg;
 };
 
 /* Every page is free afterwards. ERR_NO_ROOM when the host has no memory for the lists. */
@@ -24,8 +31,21 @@ void kv_pool_release(struct kv_pool *pool);
 
 static inline bool kv_pool_has_room(const struct kv_pool *pool, int64_t n_pages)
 {
-    return n_pages <= pool->n_free;
+    return n_pages <= (int64_t)pool->n_free + pool->n_idle;
 }
+
+/* Pages that sequences hold. */
+static inline int32_t kv_pool_used(const struct kv_pool *pool)
+{
+    return pool->n_pages - pool->n_free - pool->n_idle;
+}
+
+/* fn gives up idle pages, at least one; false when it has none. NULL: nobody caches. */
+void kv_pool_set_reclaim(struct kv_pool *pool, bool (*fn)(void *arg), void *arg);
+
+/* The cache takes a reference to a page that has one, or drops it. */
+void kv_pool_cache(struct kv_pool *pool, int32_t page);
+void kv_pool_uncache(struct kv_pool *pool, int32_t page);
 
 /* A page with one reference. The pool must have room. */
 int32_t kv_pool_take(struct kv_pool *pool);

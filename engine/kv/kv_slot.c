@@ -132,12 +132,39 @@ static void take_pages(struct kv_slots *ks, int slot, int32_t n_tokens)
     s->n_room = room < s->n_limit ? room : s->n_limit;
 }
 
-int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                 int64_t headroom)
+/* References to the shared pages, so that nobody reclaims them while others are taken. */
+static void hold_shared(struct kv_slots *ks, const struct kv_shared *shared, bool hold)
+{
+    int64_t n = shared ? (int64_t)shared->n * kv_shape_heads(&ks->shape) : 0;
+
+    for (int64_t i = 0; i < n; i++) {
+        if (hold)
+            kv_pool_share(&ks->pool, shared->pages[i]);
+        else
+            kv_pool_give(&ks->pool, shared->pages[i]);
+    }
+}
+
+/* The slot's first pages; their references are held already. */
+static void put_shared(struct kv_slots *ks, int slot, const struct kv_shared *shared)
+{
+    int n_heads = kv_shape_heads(&ks->shape);
+    size_t at = (size_t)slot * n_heads;
+
+    for (int i = 0; shared && i < n_heads; i++) {
+        for (int32_t p = 0; p < shared->n; p++)
+            ks->page_table[ks->head_base[at + i] + p] = shared->pages[(int64_t)p * n_heads + i];
+        ks->head_pages[at + i] = shared->n;
+        ks->slots[slot].n_pages += shared->n;
+    }
+}
+
+int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                        int64_t headroom, const struct kv_shared *shared)
 {
     int n_heads = kv_shape_heads(&ks->shape);
     int n_windows = ks->shape.n_layers * ks->shape.n_heads;
-    int64_t table_at, base;
+    int64_t n_shared = shared ? (int64_t)shared->n * n_heads : 0, table_at, base;
     int slot = 0, order;
 
     CHECK(n_tokens <= need->n_limit);
@@ -145,11 +172,15 @@ int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_toke
         n_tokens = need->n_limit;
     if (ks->n_used == ks->n_slots)
         return ERR_NO_ROOM;
-    if (!kv_pool_has_room(&ks->pool, kv_need_pages(need, &ks->shape, n_tokens) + headroom))
-        return ERR_NO_ROOM;
     table_at = range_find(ks, need->n_pages_limit, &order);
     if (table_at < 0)
         return ERR_NO_ROOM;
+    hold_shared(ks, shared, true);
+    if (!kv_pool_has_room(&ks->pool,
+                          kv_need_pages(need, &ks->shape, n_tokens) - n_shared + headroom)) {
+        hold_shared(ks, shared, false);
+        return ERR_NO_ROOM;
+    }
     while (ks->slots[slot].used)
         slot++;
     memmove(&ks->by_table[order + 1], &ks->by_table[order],
@@ -175,6 +206,7 @@ int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_toke
     CHECK(base == table_at + need->n_pages_limit);
     memcpy(&ks->window[(size_t)slot * n_windows], need->window,
            (size_t)n_windows * sizeof(*ks->window));
+    put_shared(ks, slot, shared);
     take_pages(ks, slot, n_tokens);
     return slot;
 }

@@ -32,6 +32,12 @@ struct kv_need {
     int64_t n_pages_limit;      /* pages at n_limit; also the entries of the page table */
 };
 
+/* Pages that others computed and the sequence begins with. */
+struct kv_shared {
+    int32_t n;            /* of each head */
+    const int32_t *pages; /* [n, n_layers * n_kv_heads] */
+};
+
 struct kv_slot {
     bool used, growable;
     bool geom_dirty, table_dirty; /* not yet on the device */
@@ -69,11 +75,18 @@ int64_t kv_need_pages(const struct kv_need *need, const struct kv_shape *shape, 
 bool kv_slots_could_hold(const struct kv_slots *ks, const struct kv_need *need);
 
 /*
- * Seats a sequence with room for n_tokens and leaves `headroom` pages free. The slot's number, or
+ * Seats a sequence with room for n_tokens and leaves `headroom` pages free. Its first pages are the
+ * shared ones, if there are any (NULL: none); each gets a reference more. The slot's number, or
  * ERR_NO_ROOM with nothing changed.
  */
-int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                 int64_t headroom);
+int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                        int64_t headroom, const struct kv_shared *shared);
+
+static inline int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                               int64_t headroom)
+{
+    return kv_slot_take_shared(ks, need, n_tokens, headroom, NULL);
+}
 
 /* Makes room for n_tokens in all. False, with nothing changed, when the pool has not enough. */
 bool kv_slot_grow(struct kv_slots *ks, int slot, int32_t n_tokens);

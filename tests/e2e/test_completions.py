@@ -1,6 +1,7 @@
 """Fields of /v1/completions that change which tokens come, or which answers are given."""
 
 import json
+import random
 
 import pytest
 
@@ -87,3 +88,19 @@ def test_priority_needs_the_scheduler_for_it(daemon, model):
     assert daemon.post("/v1/completions", {
         "model": model, "prompt": PROMPT, "priority": 5})[0] == 400
     assert complete(daemon, model, priority=0)
+
+
+def cached_tokens(answer):
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_a_prompt_seen_before_is_not_computed_again(daemon, model):
+    ids = [random.Random(5).randrange(100, 5000) for _ in range(200)]
+    first = complete(daemon, model, prompt=ids, logprobs=2)
+    again = complete(daemon, model, prompt=ids, logprobs=2)
+    assert (cached_tokens(first), cached_tokens(again)) == (0, 192)
+    assert again["choices"] == first["choices"]
+    salted = complete(daemon, model, prompt=ids, logprobs=2, cache_salt="mine")
+    assert cached_tokens(salted) == 0 and salted["choices"] == first["choices"]
+    longer = complete(daemon, model, prompt=ids[:130] + [7] * 50, n=3)
+    assert cached_tokens(longer) == 128

@@ -72,6 +72,7 @@ void collected_add(void *arg, const struct engine_event *event)
     c->broken = c->broken || at != (int)event->text_len;
     c->broken = c->broken || event->n_completion_tokens < c->n_completion_tokens;
     c->n_completion_tokens = event->n_completion_tokens;
+    c->n_cached_tokens = event->n_cached_tokens;
     if (event->prompt_tokens) {
         c->broken = c->broken || c->prompt;
         c->n_prompt = event->n_prompt_tokens;

@@ -25,7 +25,7 @@ struct collected {
     char stop_string[64], error[128];
     uint64_t id;
     int64_t submit_ns, start_ns, first_token_ns, last_token_ns;
-    int n_completion_tokens;
+    int n_completion_tokens, n_cached_tokens;
     bool broken; /* an event contradicted itself or an earlier one */
 };
 

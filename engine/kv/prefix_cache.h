@@ -1,0 +1,81 @@
+/*
+ * prefix_cache - the pages of prompts that were computed before, found again by their tokens.
+ *
+ * A tree: a node is one page of tokens behind all those of its parents, with the page of every head
+ * that holds their keys and values. The tree keeps one reference to each of them, so they outlive
+ * the sequence that computed them; a sequence that begins alike takes another and computes the
+ * rest.
+ *
+ *     root key -> [64 tokens] -> [64 tokens] -> ...
+ *                             \> [64 tokens] -> ...
+ *
+ * Nothing is ever compared by hash alone: a hit has the same tokens. Only whole pages of prompt
+ * rows go in: what decode rows compute may differ in the last bit. Pages that the tree alone refers
+ * to are idle: as good as free, since the pool asks for them when it runs out. The node that was
+ * not used for the longest time goes first; a node's parent was always used later than itself.
+ *
+ * Engine thread only; allocates nothing after init.
+ */
+#ifndef PREFIX_CACHE_H
+#define PREFIX_CACHE_H
+
+#include "engine/kv/kv_slot.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct err;
+
+#define PREFIX_NONE (-1) /* no node: before the first page */
+
+/* What must be equal besides the tokens: spans, salt. All zero is a key too. */
+struct prefix_key {
+    uint64_t a, b;
+};
+
+struct prefix_node;
+
+struct prefix_cache { /* fields are private */
+    struct kv_slots *kv;
+    int n_heads, page_tokens, n_nodes_max, n_nodes;
+    struct prefix_node *nodes;
+    int32_t *tokens; /* [n_nodes_max, page_tokens] */
+    int32_t *pages;  /* [n_nodes_max, n_heads] */
+    int32_t *table;  /* [n_table] first node of a hash, -1: none */
+    int32_t n_table;
+    int32_t free_node, newest, oldest;
+    int32_t *hit_pages; /* [n_nodes_max, n_heads] of the last prefix_cache_find() */
+};
+
+/* Serves kv's pool from now on; kv must outlive the cache. */
+int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, struct err *err);
+void prefix_cache_release(struct prefix_cache *c);
+
+/* Can a sequence of this need share pages at all? Each page must hold the positions of its number.
+ */
+bool prefix_cache_suits(const struct kv_shape *shape, const struct kv_need *need);
+
+/* What was found; pages stay valid until the next find. */
+struct prefix_hit {
+    int32_t node, n_tokens;
+    struct kv_shared shared;
+};
+
+/* The longest known beginning of tokens[0..n). Nothing is referred to yet. */
+struct prefix_hit prefix_cache_find(struct prefix_cache *c, struct prefix_key key,
+                                    const int32_t *tokens, int32_t n);
+
+/*
+ * Page number `page` of the slot, behind `parent`, is complete. Returns its node: a new one that
+ * shares the slot's pages, or the one that was there.
+ */
+int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t parent,
+                         const int32_t *tokens, int slot, int32_t page);
+
+/* Drops everything that no sequence uses: for tests, and before the pages are counted. */
+void prefix_cache_clear(struct prefix_cache *c);
+
+/* For kv_sweep: references of the tree to each page. */
+void prefix_cache_count_refs(const struct prefix_cache *c, int32_t *refs);
+
+#endif

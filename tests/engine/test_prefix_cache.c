@@ -1,0 +1,251 @@
+/*
+ * Prefix caching: over random trees of prompts the tokens and logprobs are those of an engine that
+ * caches nothing, and the cached tokens are those of a model of the tree; with pages of one owner
+ * too few, with many at once, and with salts.
+ */
+#include "base/rng.h"
+#include "tests/engine/engine_fixture.h"
+#include "tests/lib/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PAGE      16
+#define MAX_LEN   120
+#define N_PROMPTS 12 /* of a tree */
+#define N_TREES   200
+#define N_NEW     3
+
+static const char model_dir[] = "tests/fixtures/engine/tiny";
+
+struct prompt {
+    int32_t ids[MAX_LEN];
+    int n, n_known; /* n_known: tokens that are in the tree already, by the model of it */
+};
+
+static uint64_t draws;
+
+static int draw(uint64_t tree, int below)
+{
+    return (int)(rng_u64(tree, 3, draws++) % (uint64_t)below);
+}
+
+/* Each prompt is some earlier one's beginning and something new; two tokens make repeats likely. */
+static void grow_tree(struct prompt *p, int n, uint64_t tree, int vocab_size)
+{
+    for (int i = 0; i < n; i++) {
+        int from = i ? draw(tree, i) : 0, keep = i ? draw(tree, p[from].n + 1) : 0;
+
+        memcpy(p[i].ids, p[from].ids, (size_t)keep * sizeof(*p[i].ids));
+        p[i].n = keep + draw(tree, MAX_LEN - keep);
+        p[i].n = p[i].n ? p[i].n : 1;
+        for (int k = keep; k < p[i].n; k++)
+            p[i].ids[k] = 10 + draw(tree, draw(tree, 2) ? 2 : vocab_size - 10);
+        p[i].n_known = 0;
+        for (int e = 0; e < i; e++) {
+            int same = 0, most = p[e].n / PAGE * PAGE;
+
+            while (same < most && same < p[i].n && p[e].ids[same] == p[i].ids[same])
+                same++;
+            same = same / PAGE * PAGE;
+            if (same == p[i].n)
+                same -= PAGE; /* the last row must be computed */
+            p[i].n_known = same > p[i].n_known ? same : p[i].n_known;
+        }
+    }
+}
+
+static struct engine_request request_of(const struct prompt *p, struct collected *c)
+{
+    struct engine_request req = {.prompt = p->ids, .n_prompt = p->n, .user = c};
+
+    sampling_params_init(&req.sampling);
+    req.sampling.max_tokens = N_NEW;
+    req.sampling.n_logprobs = 2;
+    req.sampling.seed = 5;
+    req.sampling.ignore_eos = true;
+    return req;
+}
+
+static struct engine *open_engine(const char *cache, const char *memory)
+{
+    const char *flags[] = {cache,
+                           "--model",
+                           test_path(model_dir),
+                           "--kv-memory",
+                           memory,
+                           "--page-entries",
+                           "16",
+                           "--weights",
+                           "random",
+                           "--threads",
+                           "1",
+                           "--kv-sweep-steps",
+                           "1",
+                           "--chunk-tokens",
+                           "37",
+                           "--max-batch",
+                           "4",
+                           NULL};
+    struct engine *e = engine_fixture_open(flags, NULL);
+
+    ck_assert_ptr_nonnull(e);
+    return e;
+}
+
+/* Ids and logprobs with and without, and what was found, over all trees. */
+START_TEST(prefix_cache__gives_what_computing_gives)
+{
+    struct engine *plain = open_engine("--no-prefix-cache", "64MiB"),
+                  *cached = open_engine("--prefix-cache", "64MiB");
+    int vocab_size = engine_get_info(plain)->vocab_size;
+    struct prompt prompts[N_PROMPTS];
+    int64_t n_found = 0;
+
+    for (uint64_t tree = 0; tree < N_TREES; tree++) {
+        char salt[24];
+
+        grow_tree(prompts, N_PROMPTS, tree, vocab_size);
+        snprintf(salt, sizeof(salt), "tree %d", (int)tree); /* trees know nothing of each other */
+        for (int i = 0; i < N_PROMPTS; i++) {
+            struct collected want, got;
+            struct engine_request req;
+
+            collected_init(&want);
+            collected_init(&got);
+            req = request_of(&prompts[i], &want);
+            ck_assert(engine_fixture_run(plain, &req, &want));
+            req.user = &got;
+            req.cache_salt = salt;
+            ck_assert(engine_fixture_run(cached, &req, &got));
+            ck_assert_msg(collected_same(&want, &got), "tree %d, prompt %d", (int)tree, i);
+            ck_assert_int_eq(want.n_cached_tokens, 0);
+            ck_assert_msg(got.n_cached_tokens == prompts[i].n_known,
+                          "tree %d, prompt %d of %d tokens: %d cached, want %d", (int)tree, i,
+                          prompts[i].n, got.n_cached_tokens, prompts[i].n_known);
+            n_found += got.n_cached_tokens;
+            collected_release(&want);
+            collected_release(&got);
+        }
+    }
+    ck_assert_int_gt(n_found, 10000);
+    engine_close(plain);
+    engine_close(cached);
+}
+END_TEST
+
+/* All prompts of a tree at once, in a pool that holds few of them: the same answers. */
+START_TEST(prefix_cache__gives_up_pages_under_pressure)
+{
+    struct engine *plain = open_engine("--no-prefix-cache", "64MiB"), *cached;
+    const struct engine_info *info = engine_get_info(plain);
+    struct prompt prompts[N_PROMPTS];
+    struct engine_stats stats;
+    char memory[32];
+
+    /* Two and a half of the longest prompts. */
+    snprintf(memory, sizeof(memory), "%lld",
+             (long long)(info->page_bytes * info->n_layers * info->n_kv_heads * 20));
+    cached = open_engine("--prefix-cache", memory);
+    for (uint64_t tree = 1000; tree < 1030; tree++) {
+        struct collected want[N_PROMPTS], got[N_PROMPTS];
+
+        grow_tree(prompts, N_PROMPTS, tree, info->vocab_size);
+        for (int i = 0; i < N_PROMPTS; i++) {
+            struct engine_request req;
+            struct err err = {0};
+            uint64_t id;
+
+            collected_init(&want[i]);
+            collected_init(&got[i]);
+            req = request_of(&prompts[i], &want[i]);
+            ck_assert(engine_fixture_run(plain, &req, &want[i]));
+            req.user = &got[i];
+            ck_assert_msg(engine_submit(cached, &req, &id, &err) == 0, "%s", err.msg);
+        }
+        for (int i = 0; i < N_PROMPTS; i++) {
+            ck_assert(engine_fixture_wait(cached, &got[i], 60));
+            ck_assert_msg(collected_same(&want[i], &got[i]), "tree %d, prompt %d", (int)tree, i);
+            collected_release(&want[i]);
+            collected_release(&got[i]);
+        }
+    }
+    engine_get_stats(cached, &stats);
+    ck_assert_int_gt(stats.n_prefix_found, 0);
+    ck_assert_int_lt(stats.n_prefix_found, stats.n_prefix_asked);
+    engine_close(plain);
+    engine_close(cached);
+}
+END_TEST
+
+/* Samples of one prompt, sent together, compute it once. */
+START_TEST(prefix_cache__samples_share_their_prompt)
+{
+    struct engine *e = open_engine("--prefix-cache", "64MiB");
+    struct collected c[4];
+    struct prompt p;
+    struct engine_stats before, after;
+
+    draws = 0;
+    grow_tree(&p, 1, 77, engine_get_info(e)->vocab_size);
+    while (p.n < 100)
+        p.ids[p.n++] = 11;
+    engine_get_stats(e, &before);
+    for (int i = 0; i < 4; i++) {
+        struct engine_request req = request_of(&p, &c[i]);
+        struct err err = {0};
+        uint64_t id;
+
+        collected_init(&c[i]);
+        req.sampling.sample_idx = (uint32_t)i;
+        ck_assert_int_eq(engine_submit(e, &req, &id, &err), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        ck_assert(engine_fixture_wait(e, &c[i], 60));
+        ck_assert_int_eq(c[i].n_cached_tokens, i ? (p.n - 1) / PAGE * PAGE : 0);
+        collected_release(&c[i]);
+    }
+    engine_get_stats(e, &after);
+    ck_assert_int_eq(after.prompt_tokens - before.prompt_tokens,
+                     p.n + 3 * (p.n - (p.n - 1) / PAGE * PAGE));
+    ck_assert_int_eq(after.pages_used, 0);
+    engine_close(e);
+}
+END_TEST
+
+/* Another salt, another tree. */
+START_TEST(prefix_cache__keeps_salts_apart)
+{
+    static const char *const salts[] = {NULL, "a", "b", "a", NULL};
+    static const bool known[] = {false, false, false, true, true};
+    struct engine *e = open_engine("--prefix-cache", "64MiB");
+    struct prompt p;
+
+    grow_tree(&p, 1, 78, engine_get_info(e)->vocab_size);
+    while (p.n < 40)
+        p.ids[p.n++] = 11;
+    for (int i = 0; i < 5; i++) {
+        struct collected c;
+        struct engine_request req = request_of(&p, &c);
+
+        collected_init(&c);
+        req.cache_salt = salts[i];
+        ck_assert(engine_fixture_run(e, &req, &c));
+        ck_assert_int_eq(c.n_cached_tokens > 0, known[i]);
+        collected_release(&c);
+    }
+    engine_close(e);
+}
+END_TEST
+
+TEST_SUITE(prefix_cache)
+{
+    TCase *tc = test_case(suite, "core");
+
+    tcase_set_timeout(tc, 300);
+    tcase_add_test(tc, prefix_cache__gives_what_computing_gives);
+    tcase_add_test(tc, prefix_cache__gives_up_pages_under_pressure);
+    tcase_add_test(tc, prefix_cache__samples_share_their_prompt);
+    tcase_add_test(tc, prefix_cache__keeps_salts_apart);
+}
