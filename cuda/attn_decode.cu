@@ -26,6 +26,7 @@
 #include "cuda/attn_decode_work.cuh"
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
+#include "cuda/launch.cuh"
 
 #define PLAN_THREADS 1024
 
@@ -45,6 +46,8 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
     int lane = threadIdx.x % WARP_LANES, carry = 0;
     int32_t *first = a.first + (int64_t)layer * a.first_stride;
 
+    grid_wait();
+    grid_launch_next();
     if (threadIdx.x == 0)
         first[0] = 0;
     for (int base = 0; base < a.n_pairs; base += PLAN_THREADS) {
@@ -133,6 +136,8 @@ static __global__ void __launch_bounds__(decode_shape<T, HEAD_DIM, MMA>::N_THREA
 #endif
     }
     __syncthreads(); /* the barriers are ready */
+    if (warp != N_WARPS && warp != N_WARPS + 1)
+        grid_wait(); /* producer and planner do when they must */
     if (warp < N_WARPS) {
         if constexpr (MMA)
             consume_mma<T, HEAD_DIM, N_WARPS>(a, stages, items, &bars, merge_o, merge_md, warp);
@@ -169,49 +174,69 @@ static int plan_reserve(struct cuda_backend *cb, int n_layers, int n_pairs, stru
     return 0;
 }
 
-/* Plans every layer of the step at its first attention; outside a step, this layer each time. */
-static int plan_run(struct cuda_backend *cb, const struct attn_args *p, int n_parts, int chunk,
-                    struct err *err)
-{
-    struct attn_plan_args k = {};
-    int n_layers = p->kv->n_layers, pairs_per_row = p->n_kv_heads * n_parts, rc;
+/* How the query heads of a KV head are dealt to items. */
+struct decode_parts {
+    int heads, n, chunk; /* heads of a part, parts of a KV head, keys of an item */
+    bool mma;
+};
 
-    rc = plan_reserve(cb, n_layers, cb->params.max_rows * pairs_per_row, err);
-    if (rc < 0 || (cb->in_step && cb->plan.valid))
+static decode_parts parts_of(const struct cuda_backend *cb, int n_heads, int n_kv_heads)
+{
+    int group = n_heads / n_kv_heads;
+    bool wide = cb->base.act_dtype == DTYPE_F32; /* every head is a part */
+    decode_parts d = {};
+
+    d.mma = !wide && group > 2;
+    d.heads = d.mma ? (group < MMA_HEADS ? group : MMA_HEADS) : wide ? 1 : group;
+    d.n = (group + d.heads - 1) / d.heads;
+    d.chunk = !d.mma ? CHUNK_CORES : d.heads <= 4 ? CHUNK_MMA_4 : CHUNK_MMA_8;
+    return d;
+}
+
+int attn_plan_launch(struct cuda_backend *cb, const struct kv_view *kv,
+                     const struct step_batch *batch, int layer, struct err *err)
+{
+    decode_parts parts = parts_of(cb, kv->n_heads, kv->n_kv_heads);
+    int pairs_per_row = kv->n_kv_heads * parts.n, rc;
+    struct attn_plan_args k = {};
+
+    if (batch->n_decode == 0 || (cb->in_step && cb->plan.valid))
+        return 0;
+    rc = plan_reserve(cb, kv->n_layers, cb->max_decode * pairs_per_row, err);
+    if (rc < 0)
         return rc;
-    k.geom = p->kv->geom;
-    k.pos = p->batch->pos;
-    k.slot = p->batch->slot;
+    k.geom = kv->geom;
+    k.pos = batch->pos;
+    k.slot = batch->slot;
     k.first = cb->plan.first;
-    k.n_pairs = p->batch->n_decode * pairs_per_row;
+    k.n_pairs = batch->n_decode * pairs_per_row;
     k.first_stride = cb->plan.max_pairs + 1;
-    k.layer0 = cb->in_step ? 0 : p->layer;
-    k.n_layers = n_layers;
-    k.n_kv_heads = p->n_kv_heads;
-    k.n_parts = n_parts;
-    k.chunk = chunk;
-    attn_plan_kernel<<<cb->in_step ? n_layers : 1, PLAN_THREADS, 0, cb->stream>>>(k);
+    k.layer0 = cb->in_step ? 0 : layer;
+    k.n_layers = kv->n_layers;
+    k.n_kv_heads = kv->n_kv_heads;
+    k.n_parts = parts.n;
+    k.chunk = parts.chunk;
     cb->plan.valid = cb->in_step;
-    return cuda_launched(cb, "attn_plan", err);
+    return launch_overlapped(cb, "attn_plan", attn_plan_kernel,
+                             dim3(cb->in_step ? kv->n_layers : 1), dim3(PLAN_THREADS), 0, err, k);
 }
 
 template <typename T, int HEAD_DIM, int HEADS, bool MMA>
-static int decode_start(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
+static int decode_start(struct cuda_backend *cb, const struct attn_args *p, bool planned_just_now,
+                        struct err *err)
 {
     using shape = decode_shape<T, HEAD_DIM, MMA>;
     struct attn_decode_args k = {};
-    int group = p->n_heads / p->n_kv_heads, pairs_per_row, max_chunks, rows_at_once, rc;
-    size_t row_state, fixed, static_smem;
+    decode_parts parts = parts_of(cb, p->n_heads, p->n_kv_heads);
+    int pairs_per_row, max_chunks, rows_at_once, rc;
+    size_t row_state, fixed, static_smem, budget;
     cudaFuncAttributes attr;
 
-    k.part_heads = MMA ? (group < MMA_HEADS ? group : MMA_HEADS) : HEADS;
-    k.n_parts = (group + k.part_heads - 1) / k.part_heads;
-    k.chunk = !MMA ? CHUNK_CORES : k.part_heads <= 4 ? CHUNK_MMA_4 : CHUNK_MMA_8;
+    k.part_heads = parts.heads;
+    k.n_parts = parts.n;
+    k.chunk = parts.chunk;
     static_assert(CHUNK_MMA_4 % shape::TILE_KEYS == 0 && CHUNK_CORES % shape::TILE_KEYS == 0,
                   "a chunk is whole tiles");
-    rc = plan_run(cb, p, k.n_parts, k.chunk, err);
-    if (rc < 0)
-        return rc;
     k.q = p->q;
     k.out = p->out;
     k.pages = p->kv->pages;
@@ -228,7 +253,7 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, stru
     k.n_layers = p->kv->n_layers;
     k.n_heads = p->n_heads;
     k.n_kv_heads = p->n_kv_heads;
-    k.group = group;
+    k.group = p->n_heads / p->n_kv_heads;
     k.page_entries = p->kv->page_entries;
     k.scale_log2 = p->scale * 1.44269504f;
 
@@ -251,7 +276,11 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, stru
     CUDA_TRY(err, cudaFuncGetAttributes(&attr, attn_decode_split_kv<T, HEAD_DIM, HEADS, MMA>));
     static_smem = attr.sharedSizeBytes;
     fixed = shape::merge_bytes(k.part_heads) + static_smem;
-    k.n_stages = (int)((cb->smem_max - fixed) / shape::STAGE_BYTES);
+    /* Half an SM's, so that the next kernel's loads begin beside the last ones of this. */
+    budget = cb->arch >= 90 ? cb->smem_max / 2 : cb->smem_max;
+    if (budget < fixed + MIN_STAGES * shape::STAGE_BYTES)
+        budget = cb->smem_max;
+    k.n_stages = (int)((budget - fixed) / shape::STAGE_BYTES);
     k.n_stages = k.n_stages < MAX_STAGES ? k.n_stages : MAX_STAGES;
     CHECK(k.n_stages >= 1);
     fixed = k.n_stages * shape::STAGE_BYTES + shape::merge_bytes(k.part_heads);
@@ -263,9 +292,9 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, stru
         k.pair0 = row0 * pairs_per_row;
         k.n_pairs = (n < rows_at_once ? n : rows_at_once) * pairs_per_row;
         k.next = cb->attn_next;
-        attn_decode_split_kv<T, HEAD_DIM, HEADS, MMA>
-            <<<cb->n_sms, shape::N_THREADS, fixed, cb->stream>>>(k);
-        rc = cuda_launched(cb, "attn_decode_split_kv", err);
+        rc = launch_kernel(cb, !planned_just_now, "attn_decode_split_kv",
+                           attn_decode_split_kv<T, HEAD_DIM, HEADS, MMA>, dim3(cb->n_sms),
+                           dim3(shape::N_THREADS), fixed, err, k);
         if (rc < 0)
             return rc;
     }
@@ -273,37 +302,40 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, stru
 }
 
 template <typename T, int HEAD_DIM>
-static int decode_group(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
+static int decode_group(struct cuda_backend *cb, const struct attn_args *p, bool planned_just_now,
+                        struct err *err)
 {
     int group = p->n_heads / p->n_kv_heads;
 
     if constexpr (sizeof(T) == 2) {
         if (group == 1)
-            return decode_start<T, HEAD_DIM, 1, false>(cb, p, err);
+            return decode_start<T, HEAD_DIM, 1, false>(cb, p, planned_just_now, err);
         if (group == 2)
-            return decode_start<T, HEAD_DIM, 2, false>(cb, p, err);
-        return decode_start<T, HEAD_DIM, MMA_HEADS, true>(cb, p, err);
+            return decode_start<T, HEAD_DIM, 2, false>(cb, p, planned_just_now, err);
+        return decode_start<T, HEAD_DIM, MMA_HEADS, true>(cb, p, planned_just_now, err);
     } else {
-        return decode_start<T, HEAD_DIM, 1, false>(cb, p, err); /* f32: every head is a part */
+        return decode_start<T, HEAD_DIM, 1, false>(cb, p, planned_just_now,
+                                                   err); /* f32: every head is a part */
     }
 }
 
 template <typename T>
-static int decode_dim(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
+static int decode_dim(struct cuda_backend *cb, const struct attn_args *p, bool planned_just_now,
+                      struct err *err)
 {
     switch (p->head_dim) {
     case 32:
-        return decode_group<T, 32>(cb, p, err);
+        return decode_group<T, 32>(cb, p, planned_just_now, err);
     case 64:
-        return decode_group<T, 64>(cb, p, err);
+        return decode_group<T, 64>(cb, p, planned_just_now, err);
     case 80:
-        return decode_group<T, 80>(cb, p, err);
+        return decode_group<T, 80>(cb, p, planned_just_now, err);
     case 96:
-        return decode_group<T, 96>(cb, p, err);
+        return decode_group<T, 96>(cb, p, planned_just_now, err);
     case 128:
-        return decode_group<T, 128>(cb, p, err);
+        return decode_group<T, 128>(cb, p, planned_just_now, err);
     case 256:
-        return decode_group<T, 256>(cb, p, err);
+        return decode_group<T, 256>(cb, p, planned_just_now, err);
     }
     return err_set(err, ERR_UNSUPPORTED, "attn: head_dim %d, built are 32, 64, 80, 96, 128 and 256",
                    p->head_dim);
@@ -311,20 +343,27 @@ static int decode_dim(struct cuda_backend *cb, const struct attn_args *p, struct
 
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
 {
-    int pe = p->kv->page_entries;
+    int pe = p->kv->page_entries, rc;
+    bool planned_just_now;
 
     if (p->batch->n_decode == 0)
         return 0;
-    if (pe < 16 || pe > CHUNK_CORES || (pe & (pe - 1)))
+    if (pe < 16 || pe > MAX_PAGE_ENTRIES || (pe & (pe - 1)))
         return err_set(err, ERR_UNSUPPORTED,
-                       "attn: pages of %d entries, want 16 to %d, a power of 2", pe, CHUNK_CORES);
+                       "attn: pages of %d entries, want 16 to %d, a power of 2", pe,
+                       MAX_PAGE_ENTRIES);
+    /* An attention that is not part of a step plans for itself, and waits for it. */
+    planned_just_now = !(cb->in_step && cb->plan.valid);
+    rc = attn_plan_launch(cb, p->kv, p->batch, p->layer, err);
+    if (rc < 0)
+        return rc;
     switch (cb->base.act_dtype) {
     case DTYPE_F32:
-        return decode_dim<float>(cb, p, err);
+        return decode_dim<float>(cb, p, planned_just_now, err);
     case DTYPE_BF16:
-        return decode_dim<__nv_bfloat16>(cb, p, err);
+        return decode_dim<__nv_bfloat16>(cb, p, planned_just_now, err);
     case DTYPE_F16:
-        return decode_dim<__half>(cb, p, err);
+        return decode_dim<__half>(cb, p, planned_just_now, err);
     }
     return 0;
 }

@@ -339,7 +339,7 @@ static __device__ void merge_chunks(const attn_decode_args &a, const work_item &
             top = fmaxf(top, __ldcg(&md[(int64_t)c * a.part_heads]).x);
         top = warp_max(top);
         ref = top == -INFINITY ? 0.0f : top;
-#pragma unroll 8
+#pragma unroll 16
         for (int c = begin; c < end; c++) {
             float2 state = __ldcg(&md[(int64_t)c * a.part_heads]);
             float f = exp2_approx(state.x - ref);
@@ -431,13 +431,11 @@ static __device__ void finish(const attn_decode_args &a, const work_item *items,
         if (lane == 0)
             barrier_arrive(&bars->merge_empty[mt.at]);
         if (w.n_chunks > 1) {
-            __threadfence();
-            named_barrier(STATE_BARRIER, N_FINISHERS * WARP_LANES); /* the whole state is out */
+            named_barrier(STATE_BARRIER, N_FINISHERS * WARP_LANES); /* the state is on its way */
             if (thread == 0)
-                *is_last = atomicAdd(&a.arrived[w.pair], 1) == w.n_chunks - 1;
+                *is_last = add_acq_rel(&a.arrived[w.pair], 1) == w.n_chunks - 1;
             named_barrier(STATE_BARRIER, N_FINISHERS * WARP_LANES); /* is_last is there */
             if (*is_last) {
-                __threadfence();
                 if (thread == 0)
                     a.arrived[w.pair] = 0;
                 merge_chunks<T, HEAD_DIM>(a, w, quarter_o, quarter_d, warp);

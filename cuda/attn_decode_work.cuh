@@ -11,18 +11,20 @@
 
 /*
  * Keys of an item. A state of 520 bytes a query head (head_dim 128) is written for each item and
- * read again: 0.4 % of 256 keys for one head, 0.8 % for 4 heads of 512 keys and for 8 of 1,024.
- * Short sequences want small items, to be spread over all SMs.
+ * read again: 0.2 % of 512 keys for one head, 0.8 % for 4 heads of 512 keys and for 8 of 1,024.
+ * Short sequences want small items, to be spread over all SMs; measured, 512 beat 256 by 1 %.
  */
-#define CHUNK_CORES   256
-#define CHUNK_MMA_4   512  /* parts of up to 4 query heads on tensor cores */
-#define CHUNK_MMA_8   1024 /* of 5 to 8 */
-#define MAX_PAGES     (CHUNK_MMA_8 / 16)
-#define MMA_HEADS     8 /* query heads of a part on tensor cores */
-#define ITEM_SLOTS    4 /* items known ahead of the finishers */
-#define MAX_STAGES    16
-#define N_FINISHERS   4
-#define STATE_BARRIER 1 /* named barrier of the finishers */
+#define CHUNK_CORES      512
+#define CHUNK_MMA_4      512  /* parts of up to 4 query heads on tensor cores */
+#define CHUNK_MMA_8      1024 /* of 5 to 8 */
+#define MAX_PAGES        (CHUNK_MMA_8 / 16)
+#define MMA_HEADS        8 /* query heads of a part on tensor cores */
+#define ITEM_SLOTS       4 /* items known ahead of the finishers */
+#define MAX_STAGES       16
+#define MIN_STAGES       3 /* one is read, one is there, one is on its way */
+#define MAX_PAGE_ENTRIES 256
+#define N_FINISHERS      4
+#define STATE_BARRIER    1 /* named barrier of the finishers */
 
 struct attn_decode_args {
     const void *q; /* [n_rows, n_heads, head_dim] */
@@ -115,9 +117,13 @@ static __device__ int find_pair(const int32_t *first, int pair0, int n_pairs, in
     return lo;
 }
 
-/* Planner warp: describes item after item, ahead of everybody else. */
+/*
+ * Planner warp: describes item after item, ahead of everybody else. The first needs nothing that
+ * the kernel before this one writes.
+ */
 static __device__ void plan_items(const attn_decode_args &a, work_item *items, barriers *bars)
 {
+    bool waited = false;
     int lane = threadIdx.x % WARP_LANES, item = blockIdx.x;
     int item0 = a.first[a.pair0], n_items = a.first[a.pair0 + a.n_pairs] - item0;
     struct turn t = {0, 0};
@@ -132,8 +138,6 @@ static __device__ void plan_items(const attn_decode_args &a, work_item *items, b
         barrier_wait(&bars->item_empty[t.at], t.parity ^ 1);
         if (item >= n_items)
             break;
-        if (lane == 0)
-            following = atomicAdd(a.next, 1) + (int)gridDim.x;
         pair = find_pair(a.first, a.pair0, a.n_pairs, item0 + item);
         chunk = item0 + item - a.first[pair];
         head = pair / a.n_parts % a.n_kv_heads;
@@ -179,8 +183,15 @@ static __device__ void plan_items(const attn_decode_args &a, work_item *items, b
         __syncwarp(); /* all of the item is written */
         if (lane == 0)
             barrier_arrive(&bars->item_full[t.at]);
+        if (!waited) /* the counter may be the kernel's before */
+            grid_wait();
+        waited = true;
+        if (lane == 0)
+            following = atomicAdd(a.next, 1) + (int)gridDim.x;
         item = __shfl_sync(0xffffffffu, following, 0);
     }
+    if (!waited)
+        grid_wait();
     if (lane == 0) {
         items[t.at].pair = -1;
         barrier_arrive(&bars->item_full[t.at]);
@@ -193,7 +204,17 @@ static __device__ void plan_items(const attn_decode_args &a, work_item *items, b
     }
 }
 
-/* Producer warp: fills stage after stage, K in the first half of a stage and V in the second. */
+/* The cache index of the newest position, which the kernel before this one writes. */
+static __device__ __forceinline__ int newest_index(const work_item &w)
+{
+    return w.newest < w.n_sink ? w.newest : w.sink_end + w.ring_at;
+}
+
+/*
+ * Producer warp: fills stage after stage, K in the first half of a stage and V in the second. Of
+ * its first item it loads what lies before the newest key while the kernel before this one still
+ * runs.
+ */
 template <typename T, int HEAD_DIM, int TILE_KEYS>
 static __device__ void produce(const attn_decode_args &a, T *stages, const work_item *items,
                                barriers *bars)
@@ -202,6 +223,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
     int lane = threadIdx.x % WARP_LANES;
     struct turn t = {0, 0}, s = {0, 0};
     const T *pages = (const T *)a.pages;
+    bool waited = false;
 #if HAS_BULK_COPY
     uint64_t policy = policy_evict_first();
 #endif
@@ -211,11 +233,16 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
 
         barrier_wait(&bars->item_full[t.at], t.parity);
         if (w->pair < 0)
-            return;
+            break;
         for (int key0 = 0; key0 < w->n_keys; key0 += TILE_KEYS, s.advance(a.n_stages)) {
             int n = w->n_keys - key0 < TILE_KEYS ? w->n_keys - key0 : TILE_KEYS;
+            int newest = newest_index(*w) - w->index0 - key0;
             T *k_dst = stages + s.at * 2 * TILE;
 
+            if (!waited && newest >= 0 && newest < n) {
+                grid_wait();
+                waited = true;
+            }
             barrier_wait(&bars->stage_empty[s.at], s.parity ^ 1);
 #if HAS_BULK_COPY
             if (lane == 0)
@@ -232,6 +259,12 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
                 if (lane == 0) {
                     uint32_t n_bytes = run * HEAD_DIM * sizeof(T);
 
+                    /* A whole page is one piece: longer pieces suit memory and its tables. */
+                    if (run == TILE_KEYS && run == a.page_entries) {
+                        copy_bulk(smem_addr(k_dst), k_src, 2 * n_bytes, &bars->stage_full[s.at],
+                                  policy);
+                        continue;
+                    }
                     copy_bulk(smem_addr(k_dst + done * HEAD_DIM), k_src, n_bytes,
                               &bars->stage_full[s.at], policy);
                     copy_bulk(smem_addr(k_dst + TILE + done * HEAD_DIM), v_src, n_bytes,
@@ -253,7 +286,13 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
         }
         if (lane == 0)
             barrier_arrive(&bars->item_empty[t.at]);
+        if (!waited)
+            grid_wait();
+        waited = true;
     }
+    if (!waited)
+        grid_wait();
+    grid_launch_next(); /* this CTA asks memory for nothing more */
 }
 
 #endif

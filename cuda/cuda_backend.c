@@ -13,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MIN_DECODE      256 /* decode rows that any step may have, logits or not */
-#define MAX_SAMPLE_CTAS 128 /* rows that are sampled at once; about one an SM */
+#define MAX_READ_BYTES  ((size_t)4 << 30) /* to be read for a measurement: far beyond L2 */
+#define MIN_DECODE      256               /* decode rows that any step may have, logits or not */
+#define MAX_SAMPLE_CTAS 128               /* rows that are sampled at once; about one an SM */
 
 int cuda_fail(struct err *err, cudaError_t code, const char *what)
 {
@@ -191,6 +192,8 @@ static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct e
         rc = check_fits(cb, a->batch->n_rows, a->dim, "attn_in", err);
     if (rc == 0)
         rc = check_fits(cb, a->batch->n_rows, a->wqkv->n_out, "attn_in", err);
+    if (rc == 0)
+        rc = attn_plan_launch(cb, a->kv, a->batch, a->layer, err);
     if (rc == 0)
         rc = attn_in_few(cb, a, &row0, err);
     if (rc == 0)
@@ -405,6 +408,20 @@ static void backend_close(struct backend *be)
     free(cb);
 }
 
+/* The more the better, within what weights and pages have left. */
+static int read_bandwidth(struct backend *be, double *bytes_per_s, struct err *err)
+{
+    size_t bytes = cuda_mem_room(be) / 2;
+    double registers, bulk;
+    int rc;
+
+    CUDA_TRY(err, cudaSetDevice(of(be)->device));
+    rc = cuda_read_bandwidth(of(be), bytes < MAX_READ_BYTES ? bytes : MAX_READ_BYTES, &registers,
+                             &bulk, err);
+    *bytes_per_s = registers > bulk ? registers : bulk;
+    return rc;
+}
+
 static const struct backend_ops cuda_ops = {
     .name = "cuda",
     .close = backend_close,
@@ -416,6 +433,7 @@ static const struct backend_ops cuda_ops = {
     .weight_random = cuda_mem_weight_random,
     .weight_free = cuda_mem_weight_free,
     .mem_free = cuda_mem_room,
+    .read_bandwidth = read_bandwidth,
     .step_begin = step_begin,
     .step_end = step_end,
     .embed = op_embed,

@@ -53,7 +53,7 @@ struct cuda_backend {
     int (*gemm_hopper)(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
     void *tensor_map_encode; /* cuTensorMapEncodeTiled */
     float *gemm_parts;       /* sums of tiles that several CTAs share */
-    int32_t *gemm_arrived;   /* [GEMM_MAX_TILES] zero between launches */
+    int32_t *gemm_arrived;   /* [GEMM_MAX_TILES, 2] zero between launches */
     void *gained;            /* [max_decode, max_dim] residual rows times the next norm's gain */
     float *sum_sq;           /* [max_dim / 128, max_decode] their sums of squares */
     int max_decode;          /* decode rows of a step */
@@ -108,8 +108,9 @@ enum gemm_epilogue {
     GEMM_ROPE      /* gemm_hopper: what rope_launch() does with a decode row */
 };
 
-#define GEMM_MAX_ROWS  256  /* of one gemm_hopper launch; more rows are several */
-#define GEMM_MAX_TILES 8192 /* of 128 outputs: a vocabulary of a million */
+#define GEMM_MAX_ROWS  128    /* of one gemm_hopper launch; more rows are several */
+#define GEMM_MAX_TILES 4096   /* of 128 outputs: a vocabulary of half a million */
+#define GEMM_MAX_K     131072 /* inputs */
 
 /* out[r, o] = sum_i x[r, i] w[o, i], then the epilogue. */
 struct gemm_args {
@@ -149,6 +150,9 @@ int add_bias_launch(struct cuda_backend *cb, void *x, int n_rows, int dim,
                     const struct weight *bias, struct err *err);
 int kv_append_launch(struct cuda_backend *cb, const struct kv_append_args *a, struct err *err);
 int kv_copy_launch(struct cuda_backend *cb, const struct kv_copy_args *a, struct err *err);
+/* The work list of all layers, once a step, at least two kernels ahead of the first attention. */
+int attn_plan_launch(struct cuda_backend *cb, const struct kv_view *kv,
+                     const struct step_batch *batch, int layer, struct err *err);
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int sample_launch(struct cuda_backend *cb, const struct sample_args *a, struct err *err);

@@ -5,21 +5,21 @@
  *   w     act  [n_out, n_in]
  *   out   act or f32 [n_rows, n_out]; sums in f32
  *
- * Work     out^T = w x^T in tiles of 128 outputs; a tile's K is cut into units of 64 or 128. The
+ * Work     out^T = w x^T in tiles of 128 outputs; a tile's K is cut into units of 64. The
  *          units of all tiles form one line that is cut into equal shares, one a CTA, so every SM
- *          streams as many bytes. A tile whose units fell to several CTAs is summed by the last of
- *          them to finish, in ascending order of K. The cuts depend on the shape alone, so a row's
- *          bits do not depend on what it is batched with.
+ *          streams as many bytes. The CTAs that share a tile leave their sums in memory; at the end
+ *          each adds up some of its rows, in ascending order of K. The cuts depend on the shape
+ *          alone, so a row's bits do not depend on what it is batched with.
  * Tile     128 x 64 of w (16 KiB) and n_rows x 64 of x a stage, by tensor map, 128-byte swizzle
- * Overlap  half the shared memory of an SM, so that the next product's first weights arrive while
- *          this one still sums and writes: see launch.cuh
- * Fused    RMSNorm: a residual product leaves x times the next norm's gain and sums of squares; the
- *          product behind the norm scales its rows. Bias, activation, residual, and for qkv the
- *          rotation and the way to the pages
- * Bound    HBM: 2 * n_out * n_in bytes; x comes from L2 once a tile, n_rows / 128 of that again
- * Measured see SPEED.md
- * Limits   16-bit types; n_in a multiple of 8. Rotation: heads of 64 or 128 rotated in full
- * Checked  against cpu in tests/cuda/test_ops.c
+ * Roles    one thread loads; two warpgroups multiply 64 rows of w each; three warps write
+ * finished tiles from shared memory, so that the stream does not stop at the end of a tile Overlap
+ * half the shared memory of an SM, so that the next product's first weights arrive while this one
+ * still sums and writes: see launch.cuh Fused    RMSNorm: a residual product leaves x times the
+ * next norm's gain and sums of squares; the product behind the norm scales its rows. Bias,
+ * activation, residual, and for qkv the rotation and the way to the pages Bound    HBM: 2 * n_out *
+ * n_in bytes; x comes from L2 once a tile, n_rows / 128 of that again Measured see SPEED.md Limits
+ * 16-bit types; n_in a multiple of 8. Rotation: heads of 64 or 128 rotated in full Checked  against
+ * cpu in tests/cuda/test_ops.c
  */
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
@@ -29,16 +29,18 @@
 
 #include <cudaTypedefs.h>
 
-#define TILE_OUT       128 /* two warpgroups of 64 rows of w */
-#define TILE_K         64  /* 128 bytes: the width of the swizzle */
-#define N_CONSUMERS    256
-#define N_THREADS      (N_CONSUMERS + WARP_LANES) /* the last warp produces */
-#define CONSUMER_WARPS (N_CONSUMERS / WARP_LANES)
-#define CONSUMERS      1              /* named barrier */
-#define EPI_STRIDE     (TILE_OUT + 4) /* rows of sums start in different banks */
-#define W_BYTES        (TILE_OUT * TILE_K * 2)
-#define MAX_STAGES     8
-#define MIN_FULL       0.96 /* of the SMs: whole splits of tiles are preferred from here on */
+#define TILE_OUT     128 /* two warpgroups of 64 rows of w */
+#define TILE_K       64  /* 128 bytes: the width of the swizzle */
+#define WRITER_WARPS 7   /* with the one that loads, warps come in fours: so registers are dealt */
+#define CONSUMERS    1   /* named barriers */
+#define EVERYBODY    2   /* but the thread that loads */
+#define MAX_STAGES   12
+/* One CTA an SM: two of the next product on one SM would leave another idle. */
+#define SMEM_BYTES (222 << 10)
+#define MIN_FULL   0.96 /* of the SMs: whole splits of tiles are preferred from here on */
+
+/* What a product is compiled for; the rest is decided at run time. */
+enum put_kind { PUT_PLAIN, PUT_RESIDUAL, PUT_GATED, PUT_ROTATED };
 
 struct rope_args {
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
@@ -52,8 +54,8 @@ struct rope_args {
 template <typename T> struct gemm_wgmma_args {
     const float *bias; /* [n_out] or NULL */
     void *out;         /* [n_rows, n_cols] */
-    float4 *parts;     /* sums of tiles that several CTAs share: [2 n_ctas, N / 8, N_CONSUMERS] */
-    int32_t *arrived;  /* [n_tiles], zero between launches */
+    float4 *parts;     /* sums of tiles that several CTAs share: [2 n_ctas, N / 8, consumers] */
+    int32_t *arrived;  /* [n_tiles, 2] CTAs that have left their sums; that are done. Then zero */
     const float *sum_sq;
     const float *next_gain;
     T *gained;
@@ -66,8 +68,26 @@ template <typename T> struct gemm_wgmma_args {
     int epilogue, act;
 };
 
+#define N_GROUPS       2 /* warpgroups that multiply, 64 outputs each */
+#define N_CONSUMERS    (128 * N_GROUPS)
+#define CONSUMER_WARPS (4 * N_GROUPS)
+#define N_THREADS      (N_CONSUMERS + (WRITER_WARPS + 1) * WARP_LANES)
+#define W_BYTES        (TILE_OUT * TILE_K * 2)
+
+/* What one instance comes to: N rows of x. */
+template <int PUT_KIND, int N> struct wgmma_shape {
+    static constexpr int PUT = PUT_KIND;
+    static constexpr int STAGE_BYTES = W_BYTES + N * TILE_K * 2;
+    static constexpr int ROWS = N <= 32 ? 16 : N / 2; /* of sums that are handed over at once */
+    static constexpr int SUMS_STRIDE = TILE_OUT + 4;  /* rows start in different banks */
+    static constexpr int SUMS_BYTES = ROWS * SUMS_STRIDE * 4;
+    static constexpr int STAGES = (SMEM_BYTES - SUMS_BYTES) / STAGE_BYTES;
+    static_assert(STAGES <= MAX_STAGES, "barriers for every stage");
+};
+
 struct pipeline {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+    uint64_t sums_full, sums_empty; /* the buffer between consumers and writers */
 };
 
 /* Index and parity of a ring's next turn. */
@@ -83,15 +103,16 @@ struct ring_turn {
     }
 };
 
-static __device__ int share_begin(int cta, int n_ctas, int n_units)
+/* Counts are small enough for 32 bits: see wgmma_run(). */
+static __device__ __forceinline__ int share_begin(unsigned cta, unsigned n_ctas, unsigned n_units)
 {
-    return (int)((int64_t)cta * n_units / n_ctas);
+    return (int)(cta * n_units / n_ctas);
 }
 
 /* The CTA whose share holds a unit. */
-static __device__ int share_owner(int unit, int n_ctas, int n_units)
+static __device__ __forceinline__ int share_owner(unsigned unit, unsigned n_ctas, unsigned n_units)
 {
-    return (int)((((int64_t)unit + 1) * n_ctas - 1) / n_units);
+    return (int)(((unit + 1) * n_ctas - 1) / n_units);
 }
 
 /* The first row of w of one half of a tile: gate rows and up rows, or 64 and the next 64. */
@@ -106,29 +127,88 @@ template <typename T> static __device__ __forceinline__ void store4(T *p, const 
         *reinterpret_cast<uint2 *>(p) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
         return;
     }
-    for (int i = 0; i < n; i++)
-        p[i] = from_f32<T>(v[i]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (i < n)
+            p[i] = from_f32<T>(v[i]);
+    }
+}
+
+/*
+ * What a lane wants of memory before it can put its outputs of a row: the residual, or the angles
+ * of its dims and where they go. Asked for while the sums are still being made.
+ */
+template <typename T> struct row_ahead {
+    float v[4], sin[4]; /* the residual; or cosines and sines */
+    T *to;              /* of a rotated row; NULL: nowhere */
+};
+
+template <typename T>
+static __device__ __forceinline__ void residual_ahead(const gemm_wgmma_args<T> &a, int col, int row,
+                                                      row_ahead<T> *r)
+{
+    const T *x = (const T *)a.out + (int64_t)row * a.n_cols + col;
+    int n = a.n_cols - col;
+
+    if (n >= 4 && (uintptr_t)x % (4 * sizeof(T)) == 0) {
+        uint2 u = *reinterpret_cast<const uint2 *>(x);
+        float2 lo = unpack2<T>(u.x), hi = unpack2<T>(u.y);
+
+        r->v[0] = lo.x, r->v[1] = lo.y, r->v[2] = hi.x, r->v[3] = hi.y;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        r->v[i] = i < n ? to_f32(x[i]) : 0.0f;
+}
+
+template <typename T>
+static __device__ __forceinline__ void head_ahead(const gemm_wgmma_args<T> &a, int col, int row,
+                                                  row_ahead<T> *r)
+{
+    const rope_args &p = a.rope;
+    int head = col / p.head_dim, d = col % p.head_dim, half = p.head_dim / 2, pos = p.pos[row];
+    bool is_v = head >= p.n_heads + p.n_kv_heads;
+
+    r->to = NULL;
+    if (col >= a.n_cols)
+        return;
+    if (head < p.n_heads)
+        r->to = (T *)p.q + (int64_t)row * p.n_heads * p.head_dim + col;
+    else
+        r->to = kv_entry(a.kv, p.slot[row], pos, (head - p.n_heads) % p.n_kv_heads, is_v) + d;
+    for (int i = 0; i < 4 && !is_v; i++) {
+        sincosf((float)pos * p.inv_freq[(int64_t)row * p.inv_freq_stride + (d + i) % half],
+                &r->sin[i], &r->v[i]);
+        r->sin[i] *= p.rope_scale;
+        r->v[i] *= p.rope_scale;
+    }
+}
+
+template <int PUT, typename T>
+static __device__ __forceinline__ row_ahead<T> look_ahead(const gemm_wgmma_args<T> &a, int tile,
+                                                          int row, int lane)
+{
+    row_ahead<T> r = {};
+
+    if constexpr (PUT == PUT_RESIDUAL)
+        residual_ahead(a, tile * TILE_OUT + lane * 4, row, &r);
+    if constexpr (PUT == PUT_ROTATED)
+        head_ahead(a, tile * TILE_OUT + lane * 4, row, &r);
+    return r;
 }
 
 /* x += v, and what the next norm needs of the new x. One warp has the tile's columns of a row. */
 template <typename T>
 static __device__ __forceinline__ void add_residual(const gemm_wgmma_args<T> &a, int tile, int row,
-                                                    int col, const float v[4], int n, int lane)
+                                                    int col, const float v[4], int n, int lane,
+                                                    const row_ahead<T> &ahead)
 {
     T *x = (T *)a.out + (int64_t)row * a.n_cols + col;
     float sum[4] = {}, gained[4] = {}, sq = 0;
 
-    if (n == 4 && (uintptr_t)x % (4 * sizeof(T)) == 0) {
-        uint2 u = *reinterpret_cast<const uint2 *>(x);
-        float2 lo = unpack2<T>(u.x), hi = unpack2<T>(u.y);
-
-        sum[0] = lo.x, sum[1] = lo.y, sum[2] = hi.x, sum[3] = hi.y;
-    } else {
-        for (int i = 0; i < n; i++)
-            sum[i] = to_f32(x[i]);
-    }
     for (int i = 0; i < 4; i++) {
-        sum[i] = to_f32(from_f32<T>(sum[i] + v[i]));
+        sum[i] = to_f32(from_f32<T>(ahead.v[i] + v[i]));
         if (i < n && a.next_gain) {
             sq += sum[i] * sum[i];
             gained[i] = sum[i] * a.next_gain[col + i];
@@ -145,17 +225,16 @@ static __device__ __forceinline__ void add_residual(const gemm_wgmma_args<T> &a,
         a.next_sum_sq[(int64_t)tile * a.sum_sq_stride + row] = sq;
 }
 
-/* Four dims of a head: norm, rotation, and out to q or to the pages. A warp has whole heads. */
+/* Four dims of a head: norm, rotation, and out. A warp has whole heads. */
 template <typename T>
-static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int row, int col,
-                                                float v[4], bool there)
+static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int col, float v[4],
+                                                const row_ahead<T> &ahead)
 {
     const rope_args &r = a.rope;
     int head = col / r.head_dim, d = col % r.head_dim, half = r.head_dim / 2;
     int partner = r.head_dim / 8; /* lanes to the other half */
-    bool is_q = head < r.n_heads, is_v = head >= r.n_heads + r.n_kv_heads;
-    const float *gain = is_q ? r.q_norm : is_v ? NULL : r.k_norm;
-    int pos = r.pos[row];
+    bool is_v = head >= r.n_heads + r.n_kv_heads;
+    const float *gain = head < r.n_heads ? r.q_norm : is_v ? NULL : r.k_norm;
     float sq = 0;
 
     if (r.q_norm || r.k_norm) { /* the whole warp takes part, whatever its heads are */
@@ -171,33 +250,26 @@ static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int
         }
     }
     for (int i = 0; i < 4; i++) {
-        float other = __shfl_xor_sync(0xffffffffu, v[i], partner), s, c;
+        float other = __shfl_xor_sync(0xffffffffu, v[i], partner);
 
-        if (is_v)
-            continue;
-        sincosf((float)pos * r.inv_freq[(int64_t)row * r.inv_freq_stride + (d + i) % half], &s, &c);
-        s *= r.rope_scale;
-        c *= r.rope_scale;
-        v[i] = d < half ? v[i] * c - other * s : v[i] * c + other * s;
+        if (!is_v)
+            v[i] = v[i] * ahead.v[i] + (d < half ? -other : other) * ahead.sin[i];
     }
-    if (!there)
-        return;
-    if (is_q)
-        store4((T *)r.q + (int64_t)row * r.n_heads * r.head_dim + col, v, 4);
-    else
-        store4(kv_entry(a.kv, r.slot[row], pos, (head - r.n_heads) % r.n_kv_heads, is_v) + d, v, 4);
+    if (ahead.to)
+        store4(ahead.to, v, 4);
 }
 
 /* One row of a tile's sums, by one warp: lane -> 4 outputs, gated 2. */
-template <typename T>
+template <int PUT, typename T>
 static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, const float *sums,
-                                               int tile, int row, float scale, int lane)
+                                               int tile, int row, float scale, int lane,
+                                               const row_ahead<T> &ahead)
 {
     float4 s = *reinterpret_cast<const float4 *>(sums + lane * 4);
     float v[4] = {s.x * scale, s.y * scale, s.z * scale, s.w * scale};
     int col = tile * TILE_OUT + lane * 4, n = a.n_cols - col;
 
-    if (a.epilogue == GEMM_GATED) {
+    if constexpr (PUT == PUT_GATED) {
         float2 g = *reinterpret_cast<const float2 *>(sums + lane * 2);
         float2 u = *reinterpret_cast<const float2 *>(sums + 64 + lane * 2);
         float gate[2] = {g.x * scale, g.y * scale}, up[2] = {u.x * scale, u.y * scale};
@@ -214,103 +286,172 @@ static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, cons
         return;
     }
     n = n < 0 ? 0 : n < 4 ? n : 4;
-    if (a.bias) {
-        for (int i = 0; i < n; i++)
-            v[i] += a.bias[col + i];
-    }
-    switch (a.epilogue) {
-    case GEMM_RESIDUAL:
-        add_residual(a, tile, row, col, v, n, lane);
-        break;
-    case GEMM_ROPE:
-        put_head(a, row, n > 0 ? col : 0, v, n > 0);
-        break;
-    case GEMM_F32:
-        for (int i = 0; i < n; i++)
-            ((float *)a.out)[(int64_t)row * a.n_cols + col + i] = v[i];
-        break;
-    case GEMM_ACT:
-        for (int i = 0; i < n; i++)
-            v[i] = act_f32(a.act, v[i]);
-        /* fall through */
-    default:
+#pragma unroll
+    for (int i = 0; i < 4; i++) /* no loop over n: v must stay in registers */
+        v[i] += a.bias && i < n ? a.bias[col + i] : 0.0f;
+    if constexpr (PUT == PUT_RESIDUAL) {
+        add_residual(a, tile, row, col, v, n, lane, ahead);
+    } else if constexpr (PUT == PUT_ROTATED) {
+        put_head(a, n > 0 ? col : 0, v, ahead);
+    } else if (a.epilogue == GEMM_F32) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i < n)
+                ((float *)a.out)[(int64_t)row * a.n_cols + col + i] = v[i];
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = a.epilogue == GEMM_ACT ? act_f32(a.act, v[i]) : v[i];
         store4((T *)a.out + (int64_t)row * a.n_cols + col, v, n);
     }
 }
 
-/*
- * Leaves this CTA's sums of a shared tile. True for the last of the tile's CTAs to arrive: acc is
- * then the sum over all of them, in ascending order.
- */
-template <int N, typename T>
-static __device__ __forceinline__ bool sum_parts(const gemm_wgmma_args<T> &a, float (&acc)[N / 2],
-                                                 int tile, int part, int *is_last)
+/* The CTAs that share a tile. */
+struct tile_shares {
+    int first, last;
+};
+
+template <typename T>
+static __device__ __forceinline__ tile_shares shares_of(const gemm_wgmma_args<T> &a, int tile)
 {
-    constexpr int VECS = N / 8;
-    int n_units = a.n_tiles * a.tile_units, n_ctas = gridDim.x;
-    int first = share_owner(tile * a.tile_units, n_ctas, n_units);
-    int last = share_owner(tile * a.tile_units + a.tile_units - 1, n_ctas, n_units);
+    int n_units = a.n_tiles * a.tile_units;
 
-    for (int j = 0; j < VECS; j++)
-        __stcg(&a.parts[((int64_t)(2 * blockIdx.x + part) * VECS + j) * N_CONSUMERS + threadIdx.x],
-               make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
-    __threadfence();
-    named_barrier(CONSUMERS, N_CONSUMERS); /* the CTA's sums are out */
-    if (threadIdx.x == 0) {
-        *is_last = atomicAdd(&a.arrived[tile], 1) == last - first;
-        if (*is_last)
-            a.arrived[tile] = 0;
-    }
-    named_barrier(CONSUMERS, N_CONSUMERS); /* is_last is there */
-    if (!*is_last)
-        return false;
-    __threadfence();
-    for (int i = 0; i < N / 2; i++)
-        acc[i] = 0;
-    for (int c = first; c <= last; c++) {
-        /* A CTA's share begins inside its part 0; a later tile that it does not end is part 1. */
-        int at = share_begin(c, n_ctas, n_units) / a.tile_units == tile ? 2 * c : 2 * c + 1;
-
-#pragma unroll
-        for (int j = 0; j < VECS; j++) {
-            float4 v = __ldcg(&a.parts[((int64_t)at * VECS + j) * N_CONSUMERS + threadIdx.x]);
-
-            acc[4 * j] += v.x;
-            acc[4 * j + 1] += v.y;
-            acc[4 * j + 2] += v.z;
-            acc[4 * j + 3] += v.w;
-        }
-    }
-    return true;
+    return {share_owner(tile * a.tile_units, gridDim.x, n_units),
+            share_owner((tile + 1) * a.tile_units - 1, gridDim.x, n_units)};
 }
 
-/* The tile's sums from fragments to rows in shared memory, some rows at a time, and out. */
-template <int N, typename T>
-static __device__ __forceinline__ void put_tile(const gemm_wgmma_args<T> &a,
-                                                const float (&acc)[N / 2], int tile, float *sums,
+/* Where CTA c leaves its sums of a tile: the tile that its share begins in is its part 0. */
+template <typename T>
+static __device__ __forceinline__ int part_of(const gemm_wgmma_args<T> &a, int c, int tile)
+{
+    int begin = share_begin(c, gridDim.x, a.n_tiles * a.tile_units);
+
+    return 2 * c + (begin / a.tile_units == tile ? 0 : 1);
+}
+
+/* Leaves this CTA's sums of a tile that it shares. */
+template <typename S, int N, typename T>
+static __device__ __forceinline__ void leave_part(const gemm_wgmma_args<T> &a,
+                                                  const float (&acc)[N / 2], int tile)
+{
+    int64_t part = part_of(a, blockIdx.x, tile);
+
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+        __stcg(&a.parts[(part * (N / 8) + j) * N_CONSUMERS + threadIdx.x],
+               make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+    named_barrier(CONSUMERS, N_CONSUMERS); /* the CTA's sums are on their way */
+    if (threadIdx.x == 0)
+        add_release(&a.arrived[2 * tile], 1);
+}
+
+/* Fragment v of eight rows from row0 on, into the buffer; outputs of a tile are its columns. */
+template <typename S>
+static __device__ __forceinline__ void spread(float *sums, int row0, const float v[4])
+{
+    int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+    int out = warp * 16 + lane / 4; /* every fourth warp begins a warpgroup: 64 outputs */
+
+    for (int i = 0; i < 4; i++)
+        sums[(row0 + lane % 4 * 2 + i % 2) * S::SUMS_STRIDE + out + i / 2 * 8] = v[i];
+}
+
+/* n rows of the buffer, which hold rows row0.. of x, by `step` warps of which this is `first`. */
+template <typename S, typename T>
+static __device__ __forceinline__ void put_rows(const gemm_wgmma_args<T> &a, const float *sums,
+                                                int n, int tile, int row0, int first, int step,
                                                 const float *scale)
 {
-    constexpr int ROWS = N < 16 ? N : 16;
+    int lane = threadIdx.x % WARP_LANES;
+
+    for (int r = first; r < n && row0 + r < a.n_rows; r += step) {
+        row_ahead<T> ahead = look_ahead<S::PUT>(a, tile, a.row0 + row0 + r, lane);
+
+        put_row<S::PUT>(a, sums + r * S::SUMS_STRIDE, tile, a.row0 + row0 + r,
+                        a.sum_sq ? scale[row0 + r] : 1.0f, lane, ahead);
+    }
+}
+
+#define PARTS_AT_ONCE 4
+
+/*
+ * When all CTAs of a shared tile have left their sums, each adds up and puts out some of the rows,
+ * by eights. All CTAs of the grid are running, so waiting for them ends.
+ */
+template <typename S, int N, typename T>
+static __device__ __forceinline__ void put_shared(const gemm_wgmma_args<T> &a, int tile,
+                                                  float *sums, const float *scale)
+{
+    constexpr int VECS = N / 8, AT_ONCE = VECS < 2 ? VECS : 2;
     int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
-    int out = warp * 16 + lane / 4; /* warp 4 begins the second warpgroup: row 64 */
+    tile_shares who = shares_of(a, tile);
+    int n = who.last - who.first + 1, me = blockIdx.x - who.first;
+    int n_vecs = (a.n_rows + 7) / 8;
+    /* Few rows: the last to arrive have them, who need not wait long. */
+    int begin = me * n_vecs / n, end = (me + 1) * n_vecs / n;
+
+    for (int j0 = begin; j0 < end; j0 += AT_ONCE) {
+        float v[AT_ONCE][4] = {};
+        row_ahead<T> ahead[AT_ONCE] = {};
+
+        /* All this is on its way while others still multiply. */
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int row = (j0 + j) * 8 + warp;
+
+            if (j0 + j < end && row < a.n_rows)
+                ahead[j] = look_ahead<S::PUT>(a, tile, a.row0 + row, lane);
+        }
+        if (j0 == begin) {
+            while (threadIdx.x == 0 && load_acquire(&a.arrived[2 * tile]) < n)
+                __nanosleep(20);
+            named_barrier(CONSUMERS, N_CONSUMERS); /* all sums have been left */
+        }
+        for (int c = who.first; c <= who.last; c += PARTS_AT_ONCE) {
+            float4 p[AT_ONCE][PARTS_AT_ONCE];
 
 #pragma unroll
-    for (int n0 = 0; n0 < N; n0 += ROWS) {
-        if (n0 >= a.n_rows)
-            break;
-        named_barrier(CONSUMERS, N_CONSUMERS); /* the rows before have been read */
-#pragma unroll
-        for (int j = n0 / 8; j < (n0 + ROWS) / 8; j++) {
-            for (int i = 0; i < 4; i++) {
-                int row = 8 * j + lane % 4 * 2 + i % 2 - n0;
+            for (int k = 0; k < PARTS_AT_ONCE; k++) {
+                int64_t part = part_of(a, c + k <= who.last ? c + k : c, tile);
 
-                sums[row * EPI_STRIDE + out + i / 2 * 8] = acc[4 * j + i];
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; j++) {
+                    int at = j0 + j < end ? j0 + j : j0;
+
+                    p[j][k] = __ldcg(&a.parts[(part * VECS + at) * N_CONSUMERS + threadIdx.x]);
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < PARTS_AT_ONCE; k++) {
+#pragma unroll
+                for (int j = 0; j < AT_ONCE; j++) {
+                    if (c + k > who.last)
+                        continue;
+                    v[j][0] += p[j][k].x;
+                    v[j][1] += p[j][k].y;
+                    v[j][2] += p[j][k].z;
+                    v[j][3] += p[j][k].w;
+                }
             }
         }
+        named_barrier(CONSUMERS, N_CONSUMERS); /* earlier rows have been read */
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            spread<S>(sums, j * 8, v[j]);
         named_barrier(CONSUMERS, N_CONSUMERS); /* the rows are there */
-        for (int r = warp; r < ROWS && n0 + r < a.n_rows; r += CONSUMER_WARPS)
-            put_row(a, sums + r * EPI_STRIDE, tile, a.row0 + n0 + r,
-                    a.sum_sq ? scale[n0 + r] : 1.0f, lane);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int row = (j0 + j) * 8 + warp;
+
+            if (j0 + j < end && row < a.n_rows)
+                put_row<S::PUT>(a, sums + (j * 8 + warp) * S::SUMS_STRIDE, tile, a.row0 + row,
+                                a.sum_sq ? scale[row] : 1.0f, lane, ahead[j]);
+        }
+    }
+    if (threadIdx.x == 0 && atomicAdd(&a.arrived[2 * tile + 1], 1) == n - 1) {
+        a.arrived[2 * tile] = 0;
+        a.arrived[2 * tile + 1] = 0;
     }
 }
 
@@ -319,7 +460,7 @@ template <typename T> static __device__ void find_scales(const gemm_wgmma_args<T
 {
     int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
 
-    for (int r = warp; r < a.n_rows; r += CONSUMER_WARPS) {
+    for (int r = warp; r < a.n_rows; r += CONSUMER_WARPS + WRITER_WARPS) {
         float sum = 0;
 
         for (int p = lane; p < a.n_sum_sq; p += WARP_LANES)
@@ -328,124 +469,156 @@ template <typename T> static __device__ void find_scales(const gemm_wgmma_args<T
         if (lane == 0)
             scale[r] = rsqrtf(sum / (float)a.dim + a.norm_eps);
     }
+    named_barrier(EVERYBODY, N_CONSUMERS + WRITER_WARPS * WARP_LANES); /* the scales are there */
 }
 
-/* CTA -> its share of the units; warpgroups 0, 1 multiply 64 rows of w each; one thread loads. */
-template <typename T, int N, int N_SUB, int STAGES>
-static __global__ void __launch_bounds__(N_THREADS, N <= 64 ? 2 : 1)
+/* Writer warps: finished tiles of the share, as consumers hand them over. */
+template <typename S, int N, typename T>
+static __device__ __forceinline__ void write_tiles(const gemm_wgmma_args<T> &a, const float *sums,
+                                                   pipeline *pipe, int begin, int end,
+                                                   const float *scale)
+{
+    int warp = threadIdx.x / WARP_LANES - CONSUMER_WARPS, lane = threadIdx.x % WARP_LANES;
+    int first = (begin + a.tile_units - 1) / a.tile_units, last = end / a.tile_units;
+    int parity = 0;
+
+    for (int tile = first; tile < last; tile++) {
+        for (int row0 = 0; row0 < N && row0 < a.n_rows; row0 += S::ROWS, parity ^= 1) {
+            barrier_wait(&pipe->sums_full, parity);
+            put_rows<S>(a, sums, S::ROWS, tile, row0, warp, WRITER_WARPS, scale);
+            __syncwarp(); /* the warp has read its rows */
+            if (lane == 0)
+                barrier_arrive(&pipe->sums_empty);
+        }
+    }
+}
+
+/* The one thread that loads. */
+template <typename S, typename T>
+static __device__ __forceinline__ void
+load_units(const CUtensorMap *w_map, const CUtensorMap *x_map, const gemm_wgmma_args<T> &a,
+           unsigned char *stages, pipeline *pipe, int begin, int end)
+{
+    uint64_t stream = policy_evict_first(), keep = policy_evict_last();
+    int ahead = end - begin < S::STAGES ? end - begin : S::STAGES;
+    ring_turn t = {0, 0};
+
+    auto load_w = [&](int unit, int stage) {
+        int tile = unit / a.tile_units, k = unit % a.tile_units * TILE_K;
+        smem_ref dst = smem_addr(stages + stage * S::STAGE_BYTES);
+
+        barrier_arrive_expect(&pipe->full[stage], S::STAGE_BYTES);
+        for (int half = 0; half < 2; half++)
+            copy_tensor_2d(dst + half * (W_BYTES / 2), w_map, k,
+                           half_row(tile, half, S::PUT == PUT_GATED, a.n_cols), &pipe->full[stage],
+                           stream);
+    };
+    auto load_x = [&](int unit, int stage) {
+        copy_tensor_2d(smem_addr(stages + stage * S::STAGE_BYTES + W_BYTES), x_map,
+                       unit % a.tile_units * TILE_K, a.row0, &pipe->full[stage], keep);
+    };
+    /* Weights depend on nothing: the first of them are fetched before x is there. */
+    for (int i = 0; i < ahead; i++)
+        load_w(begin + i, i);
+    grid_wait();
+    for (int i = 0; i < ahead; i++)
+        load_x(begin + i, i);
+    for (int unit = begin + ahead; unit < end; unit++, t.advance(S::STAGES)) {
+        barrier_wait(&pipe->empty[t.at], t.parity);
+        load_w(unit, t.at);
+        load_x(unit, t.at);
+    }
+    grid_launch_next(); /* this CTA asks memory for nothing more */
+}
+
+/* CTA -> its share of the units; first warps multiply, seven write, one thread of the last loads.
+ */
+template <typename T, int PUT, int N>
+static __global__ void __launch_bounds__(N_THREADS, 1)
     gemm_wgmma_kernel(const __grid_constant__ CUtensorMap w_map,
                       const __grid_constant__ CUtensorMap x_map,
                       const __grid_constant__ gemm_wgmma_args<T> a)
 {
-    constexpr int N_ONE = N < 128 ? N : 128; /* columns of one instruction */
-    constexpr int X_BYTES = N * TILE_K * 2, SUB_BYTES = W_BYTES + X_BYTES;
-    constexpr int STAGE_BYTES = N_SUB * SUB_BYTES;
+    using S = wgmma_shape<PUT, N>;
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ pipeline pipe;
     __shared__ float scale[N];
-    __shared__ int is_last;
-    float *sums = (float *)(smem + STAGES * STAGE_BYTES);
+    float *sums = (float *)(smem + S::STAGES * S::STAGE_BYTES);
     int n_units = a.n_tiles * a.tile_units;
     int begin = share_begin(blockIdx.x, gridDim.x, n_units);
     int end = share_begin(blockIdx.x + 1, gridDim.x, n_units);
-    bool gated = a.epilogue == GEMM_GATED;
-    ring_turn t = {0, 0};
 
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) {
+        for (int i = 0; i < S::STAGES; i++) {
             barrier_init(&pipe.full[i], 1);
-            barrier_init(&pipe.empty[i], 2);
+            barrier_init(&pipe.empty[i], N_GROUPS);
         }
+        barrier_init(&pipe.sums_full, CONSUMER_WARPS);
+        barrier_init(&pipe.sums_empty, WRITER_WARPS);
         barrier_init_done();
     }
     __syncthreads(); /* the barriers are ready */
-
+    if (threadIdx.x >= N_CONSUMERS + WRITER_WARPS * WARP_LANES) {
+        if (threadIdx.x % WARP_LANES == 0)
+            load_units<S>(&w_map, &x_map, a, smem, &pipe, begin, end);
+        return;
+    }
+    grid_wait();
+    if (a.sum_sq)
+        find_scales(a, scale);
     if (threadIdx.x >= N_CONSUMERS) {
-        uint64_t stream = policy_evict_first(), keep = policy_evict_last();
-        int ahead = end - begin < STAGES ? end - begin : STAGES;
-
-        if (threadIdx.x != N_CONSUMERS)
-            return;
-        auto load_w = [&](int unit, int stage) {
-            int tile = unit / a.tile_units, k = unit % a.tile_units * N_SUB * TILE_K;
-
-            barrier_arrive_expect(&pipe.full[stage], STAGE_BYTES);
-            for (int s = 0; s < N_SUB; s++) {
-                smem_ref dst = smem_addr(smem + stage * STAGE_BYTES + s * SUB_BYTES);
-
-                for (int half = 0; half < 2; half++)
-                    copy_tensor_2d(dst + half * (W_BYTES / 2), &w_map, k + s * TILE_K,
-                                   half_row(tile, half, gated, a.n_cols), &pipe.full[stage],
-                                   stream);
-            }
-        };
-        auto load_x = [&](int unit, int stage) {
-            int k = unit % a.tile_units * N_SUB * TILE_K;
-
-            for (int s = 0; s < N_SUB; s++)
-                copy_tensor_2d(smem_addr(smem + stage * STAGE_BYTES + s * SUB_BYTES + W_BYTES),
-                               &x_map, k + s * TILE_K, a.row0, &pipe.full[stage], keep);
-        };
-        /* Weights depend on nothing: the first of them are fetched before x is there. */
-        for (int i = 0; i < ahead; i++)
-            load_w(begin + i, i);
-        grid_wait();
-        for (int i = 0; i < ahead; i++)
-            load_x(begin + i, i);
-        for (int unit = begin + ahead; unit < end; unit++, t.advance(STAGES)) {
-            barrier_wait(&pipe.empty[t.at], t.parity);
-            load_w(unit, t.at);
-            load_x(unit, t.at);
-        }
-        grid_launch_next();
+        write_tiles<S, N>(a, sums, &pipe, begin, end, scale);
         return;
     }
 
-    int group = threadIdx.x / 128;
+    int group = threadIdx.x / 128, n_handed = 0;
     float acc[N / 2];
+    ring_turn t = {0, 0};
 
-    grid_wait();
-    if (a.sum_sq)
-        find_scales(a, scale); /* ordered before its use by the barriers of put_tile() */
     for (int unit = begin; unit < end;) {
         int tile = unit / a.tile_units, first = unit % a.tile_units;
         int n = a.tile_units - first < end - unit ? a.tile_units - first : end - unit;
-        int before = 0;
-        bool complete = n == a.tile_units;
 
-        for (int i = 0; i < n; i++, t.advance(STAGES)) {
+        for (int i = 0; i < n; i++, t.advance(S::STAGES)) {
+            smem_ref at = smem_addr(smem + t.at * S::STAGE_BYTES);
+            uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
+
             barrier_wait(&pipe.full[t.at], t.parity);
             wgmma_fence();
 #pragma unroll
-            for (int s = 0; s < N_SUB; s++) {
-                smem_ref at = smem_addr(smem + t.at * STAGE_BYTES + s * SUB_BYTES);
-                uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
-
-#pragma unroll
-                for (int k = 0; k < TILE_K / WGMMA_K; k++) {
-#pragma unroll
-                    for (int c = 0; c < N; c += N_ONE)
-                        wgmma_ss<T, N_ONE>::run(acc + c / 2, wd + 2 * k, xd + c * 8 + 2 * k,
-                                                i > 0 || s > 0 || k > 0);
-                }
-            }
+            for (int k = 0; k < TILE_K / WGMMA_K; k++)
+                wgmma_ss<T, N>::run(acc, wd + 2 * k, xd + 2 * k, i > 0 || k > 0);
             wgmma_commit();
-            if (i > 0) {
-                wgmma_wait<1>(); /* the stage before has been read */
-                if (threadIdx.x % 128 == 0)
-                    barrier_arrive(&pipe.empty[before]);
-            }
-            before = t.at;
+            wgmma_wait<0>(); /* at once: a free stage is worth more than a busy tensor core */
+            if (threadIdx.x % 128 == 0)
+                barrier_arrive(&pipe.empty[t.at]);
         }
-        wgmma_wait<0>();
-        if (threadIdx.x % 128 == 0)
-            barrier_arrive(&pipe.empty[before]);
-        if (!complete)
-            complete = sum_parts<N>(a, acc, tile, unit == begin ? 0 : 1, &is_last);
-        if (complete)
-            put_tile<N>(a, acc, tile, sums, scale);
         unit += n;
+        if (n < a.tile_units) {
+            leave_part<S, N>(a, acc, tile);
+            continue;
+        }
+#pragma unroll
+        for (int row0 = 0; row0 < N; row0 += S::ROWS) {
+            if (row0 >= a.n_rows)
+                break;
+            barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1);
+            n_handed++;
+#pragma unroll
+            for (int j = 0; j < S::ROWS / 8 && row0 + 8 * j < N; j++)
+                spread<S>(sums, 8 * j, acc + row0 / 2 + 4 * j);
+            __syncwarp(); /* the warp's sums are there */
+            if (threadIdx.x % WARP_LANES == 0)
+                barrier_arrive(&pipe.sums_full);
+        }
     }
+    if (n_handed > 0)
+        barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1); /* the buffer is the consumers' again */
+    /* Shared are at most the first tile and the last. */
+    if (begin % a.tile_units != 0 || end < begin + a.tile_units)
+        put_shared<S, N>(a, begin / a.tile_units, sums, scale);
+    if (end % a.tile_units != 0 && (end - 1) / a.tile_units != begin / a.tile_units)
+        put_shared<S, N>(a, (end - 1) / a.tile_units, sums, scale);
 }
 
 /* How many CTAs share the units: all SMs, or a few less where tiles then split evenly. */
@@ -478,46 +651,53 @@ static int map_rows(struct cuda_backend *cb, CUtensorMap *map, const void *data,
     return 0;
 }
 
-template <typename T, int N, int N_SUB, int STAGES>
-static int wgmma_start(struct cuda_backend *cb, const struct gemm_args *p, gemm_wgmma_args<T> *k,
-                       struct err *err)
+template <typename T, int PUT, int N>
+static int wgmma_start(struct cuda_backend *cb, const struct gemm_args *p,
+                       const gemm_wgmma_args<T> &k, struct err *err)
 {
-    constexpr int ROWS = N < 16 ? N : 16;
-    size_t smem = (size_t)STAGES * N_SUB * (W_BYTES + N * TILE_K * 2) +
-                  (size_t)ROWS * EPI_STRIDE * sizeof(float);
     CUtensorMap w_map, x_map;
-    int rc;
+    int rc = map_rows(cb, &w_map, p->w->data, p->w->n_out, p->w->n_in, TILE_OUT / 2, err);
 
-    static_assert(STAGES <= MAX_STAGES, "barriers for every stage");
-    k->tile_units = (p->w->n_in + N_SUB * TILE_K - 1) / (N_SUB * TILE_K);
-    rc = map_rows(cb, &w_map, p->w->data, p->w->n_out, p->w->n_in, TILE_OUT / 2, err);
     if (rc == 0)
         rc = map_rows(cb, &x_map, p->x, p->n_rows, p->w->n_in, N, err);
     if (rc < 0)
         return rc;
-    CUDA_TRY(err, cudaFuncSetAttribute(gemm_wgmma_kernel<T, N, N_SUB, STAGES>,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
-    return launch_overlapped(cb, "gemm_wgmma", gemm_wgmma_kernel<T, N, N_SUB, STAGES>,
-                             dim3(n_shares(cb->n_sms, k->n_tiles, k->tile_units)), dim3(N_THREADS),
-                             smem, err, w_map, x_map, *k);
+    CUDA_TRY(err, cudaFuncSetAttribute(gemm_wgmma_kernel<T, PUT, N>,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES));
+    return launch_overlapped(cb, "gemm_wgmma", gemm_wgmma_kernel<T, PUT, N>,
+                             dim3(n_shares(cb->n_sms, k.n_tiles, k.tile_units)), dim3(N_THREADS),
+                             SMEM_BYTES, err, w_map, x_map, k);
 }
 
-/* Stages fill half the shared memory of an SM up to 64 rows, then most of it. */
-template <typename T>
-static int wgmma_choose(struct cuda_backend *cb, const struct gemm_args *p, gemm_wgmma_args<T> *k,
-                        struct err *err)
+template <typename T, int PUT>
+static int wgmma_rows(struct cuda_backend *cb, const struct gemm_args *p,
+                      const gemm_wgmma_args<T> &k, struct err *err)
 {
-    if (k->n_rows <= 8)
-        return wgmma_start<T, 8, 2, 3>(cb, p, k, err);
-    if (k->n_rows <= 16)
-        return wgmma_start<T, 16, 1, 5>(cb, p, k, err);
-    if (k->n_rows <= 32)
-        return wgmma_start<T, 32, 1, 4>(cb, p, k, err);
-    if (k->n_rows <= 64)
-        return wgmma_start<T, 64, 1, 4>(cb, p, k, err);
-    if (k->n_rows <= 128)
-        return wgmma_start<T, 128, 1, 6>(cb, p, k, err);
-    return wgmma_start<T, 256, 1, 4>(cb, p, k, err);
+    if (k.n_rows <= 8)
+        return wgmma_start<T, PUT, 8>(cb, p, k, err);
+    if (k.n_rows <= 16)
+        return wgmma_start<T, PUT, 16>(cb, p, k, err);
+    if (k.n_rows <= 32)
+        return wgmma_start<T, PUT, 32>(cb, p, k, err);
+    if (k.n_rows <= 64)
+        return wgmma_start<T, PUT, 64>(cb, p, k, err);
+    return wgmma_start<T, PUT, 128>(cb, p, k, err);
+}
+
+template <typename T>
+static int wgmma_choose(struct cuda_backend *cb, const struct gemm_args *p,
+                        const gemm_wgmma_args<T> &k, struct err *err)
+{
+    switch (p->epilogue) {
+    case GEMM_RESIDUAL:
+        return wgmma_rows<T, PUT_RESIDUAL>(cb, p, k, err);
+    case GEMM_GATED:
+        return wgmma_rows<T, PUT_GATED>(cb, p, k, err);
+    case GEMM_ROPE:
+        return wgmma_rows<T, PUT_ROTATED>(cb, p, k, err);
+    default:
+        return wgmma_rows<T, PUT_PLAIN>(cb, p, k, err);
+    }
 }
 
 static rope_args rope_of(const struct attn_in_args *in)
@@ -560,19 +740,25 @@ static int wgmma_run(struct cuda_backend *cb, const struct gemm_args *p, struct 
     k.next_sum_sq = cb->sum_sq;
     k.n_cols = gated ? p->w->n_out / 2 : p->w->n_out;
     k.n_tiles = gated ? (k.n_cols + 63) / 64 : (k.n_cols + TILE_OUT - 1) / TILE_OUT;
+    k.tile_units = (p->w->n_in + TILE_K - 1) / TILE_K;
     k.epilogue = p->epilogue;
     k.act = p->act;
     if (p->attn_in) {
         k.kv = kv_pages_of<T>(p->attn_in->kv, p->attn_in->layer);
         k.rope = rope_of(p->attn_in);
     }
+    static_assert((int64_t)GEMM_MAX_TILES * (GEMM_MAX_K / TILE_K) * 256 <= UINT32_MAX,
+                  "units times CTAs are counted in 32 bits");
+    if (p->w->n_in > GEMM_MAX_K)
+        return err_set(err, ERR_UNSUPPORTED, "gemm: %d inputs, at most %d are built", p->w->n_in,
+                       GEMM_MAX_K);
     if (k.n_tiles > GEMM_MAX_TILES)
         return err_set(err, ERR_UNSUPPORTED, "gemm: %d outputs, at most %d are built", p->w->n_out,
                        GEMM_MAX_TILES * TILE_OUT);
     for (int row0 = 0; row0 < p->n_rows && rc == 0; row0 += GEMM_MAX_ROWS) {
         k.row0 = row0;
         k.n_rows = p->n_rows - row0 < GEMM_MAX_ROWS ? p->n_rows - row0 : GEMM_MAX_ROWS;
-        rc = wgmma_choose<T>(cb, p, &k, err);
+        rc = wgmma_choose<T>(cb, p, k, err);
     }
     return rc;
 }
@@ -597,9 +783,9 @@ int cuda_hopper_open(struct cuda_backend *cb, struct err *err)
     if (found != cudaDriverEntryPointSuccess)
         return err_set(err, ERR_DEVICE, "CUDA: the driver has no cuTensorMapEncodeTiled");
     CUDA_TRY(err, cudaMalloc((void **)&cb->gemm_parts, parts));
-    CUDA_TRY(err, cudaMalloc((void **)&cb->gemm_arrived, GEMM_MAX_TILES * sizeof(int32_t)));
-    CUDA_TRY(err,
-             cudaMemsetAsync(cb->gemm_arrived, 0, GEMM_MAX_TILES * sizeof(int32_t), cb->stream));
+    CUDA_TRY(err, cudaMalloc((void **)&cb->gemm_arrived, 2 * GEMM_MAX_TILES * sizeof(int32_t)));
+    CUDA_TRY(err, cudaMemsetAsync(cb->gemm_arrived, 0, 2 * GEMM_MAX_TILES * sizeof(int32_t),
+                                  cb->stream));
     CUDA_TRY(err,
              cudaMalloc((void **)&cb->sum_sq, (size_t)n_sum_sq * cb->max_decode * sizeof(float)));
     CUDA_TRY(err, cudaMalloc(&cb->gained, (size_t)cb->max_decode * cb->params.max_dim * 2));

@@ -18,9 +18,9 @@
 #include "cuda/cuda_backend.h"
 
 template <typename... A>
-static inline int launch_overlapped(struct cuda_backend *cb, const char *name, void (*kernel)(A...),
-                                    dim3 grid, dim3 block, size_t smem, struct err *err,
-                                    const A &...args)
+static inline int launch_kernel(struct cuda_backend *cb, bool overlapped, const char *name,
+                                void (*kernel)(A...), dim3 grid, dim3 block, size_t smem,
+                                struct err *err, const A &...args)
 {
     cudaLaunchAttribute overlap = {};
     cudaLaunchConfig_t config = {};
@@ -32,9 +32,17 @@ static inline int launch_overlapped(struct cuda_backend *cb, const char *name, v
     config.dynamicSmemBytes = smem;
     config.stream = cb->stream;
     config.attrs = &overlap;
-    config.numAttrs = cb->arch >= 90;
+    config.numAttrs = overlapped && cb->arch >= 90;
     cudaLaunchKernelEx(&config, kernel, args...); /* reported by cuda_launched() */
     return cuda_launched(cb, name, err);
+}
+
+template <typename... A>
+static inline int launch_overlapped(struct cuda_backend *cb, const char *name, void (*kernel)(A...),
+                                    dim3 grid, dim3 block, size_t smem, struct err *err,
+                                    const A &...args)
+{
+    return launch_kernel(cb, true, name, kernel, grid, block, smem, err, args...);
 }
 
 #endif

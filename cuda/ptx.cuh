@@ -131,6 +131,42 @@ __device__ __forceinline__ void named_barrier(int id, int n_threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
+/* Asks for a line that will soon be read or written, and for the way to it. */
+__device__ __forceinline__ void prefetch_line(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/*
+ * Adds with release and acquire: what the CTA wrote before its last barrier is out, what others
+ * have released is visible to the CTA behind its next one.
+ */
+__device__ __forceinline__ int32_t add_acq_rel(int32_t *p, int32_t v)
+{
+    int32_t old;
+
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(p), "r"(v)
+                 : "memory");
+    return old;
+}
+
+/* An addition behind which all is visible that the CTA has written before its last barrier. */
+__device__ __forceinline__ void add_release(int32_t *p, int32_t v)
+{
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+/* The other side of add_release(). */
+__device__ __forceinline__ int32_t load_acquire(const int32_t *p)
+{
+    int32_t v;
+
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
 /* Waits for the kernels before this one, whose writes are then visible. See launch.cuh. */
 __device__ __forceinline__ void grid_wait()
 {

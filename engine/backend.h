@@ -293,6 +293,12 @@ struct backend_ops {
     /* Bytes that alloc can still give; 0 when unknown. */
     size_t (*mem_free)(struct backend *be);
 
+    /*
+     * Bytes a second of a streaming read of device memory, measured now; takes what it reads from
+     * what is free. Between steps only. NULL: the device's memory is the host's.
+     */
+    int (*read_bandwidth)(struct backend *be, double *bytes_per_s, struct err *err);
+
     int (*step_begin)(struct backend *be, const struct step_batch *batch, struct err *err);
     int (*step_end)(struct backend *be, struct err *err); /* everything queued has finished */
 

@@ -277,21 +277,32 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     return rc;
 }
 
-static double read_bw_now(const struct options *opt)
+static double read_bw_now(const struct options *opt, struct backend *be)
 {
-    return opt->read ? read_speed_measure(opt->read) : opt->read_bw;
+    double bytes_per_s;
+    struct err err = {0};
+
+    if (!opt->read)
+        return opt->read_bw;
+    if (!be->ops->read_bandwidth)
+        return read_speed_measure(opt->read);
+    if (be->ops->read_bandwidth(be, &bytes_per_s, &err) < 0) {
+        fprintf(stderr, "spand-bench engine: read bandwidth: %s\n", err.msg);
+        return 0;
+    }
+    return bytes_per_s * 1e-9;
 }
 
 /* run_decode between two looks at the memory's speed, and what share of it the steps reached. */
 static int run_row(struct engine *e, struct step_log *log, const struct options *opt, int batch,
                    int context, struct result *out)
 {
-    double before = read_bw_now(opt), after;
+    double before = read_bw_now(opt, e->be), after;
     int rc = run_decode(e, log, opt, batch, context, out);
 
     if (rc < 0)
         return rc;
-    after = read_bw_now(opt);
+    after = read_bw_now(opt, e->be);
     out->read_bw = before > after ? before : after;
     out->limit_ms = out->bytes / (out->read_bw * 1e6);
     out->pct = 100.0 * out->limit_ms / out->step_ms;

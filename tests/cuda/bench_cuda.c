@@ -114,7 +114,8 @@ static void report(const char *name, double bytes, double seconds)
     fflush(stdout);
 }
 
-/* A KV pool for n sequences of `len` positions, dense heads, pages in a scrambled order. */
+/* A KV pool for n sequences of `len` positions, dense heads; pages in order or scattered at random.
+ */
 struct bench_kv {
     struct kv_view view;
     struct step_batch batch;
@@ -122,7 +123,7 @@ struct bench_kv {
 };
 
 static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_kv, int dim,
-                              bool ragged)
+                              bool ragged, bool scattered)
 {
     struct bench_kv b = {0};
     int per_head = (len + 63) / 64, heads = n * n_layers * n_kv;
@@ -134,7 +135,7 @@ static struct bench_kv kv_new(int n, int len, int n_layers, int n_heads, int n_k
 
     for (size_t i = 0; i < n_pages; i++)
         table[i] = (int32_t)i;
-    for (size_t i = n_pages; i > 1; i--) {
+    for (size_t i = n_pages; i > 1 && scattered; i--) {
         int32_t t = table[i - 1];
         size_t j;
 
@@ -220,10 +221,12 @@ static void bench_attn(void)
         {12, 12, 64, 64, 4096, false},
     };
 
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+    for (size_t n = 0; n < 2 * sizeof(shapes) / sizeof(shapes[0]); n++) {
+        size_t i = n / 2;
+        bool scattered = n % 2;
         int dim = shapes[i].dim, heads = shapes[i].heads, batch = shapes[i].batch;
         struct bench_kv kv =
-            kv_new(batch, shapes[i].len, 1, heads, shapes[i].kv, dim, shapes[i].ragged);
+            kv_new(batch, shapes[i].len, 1, heads, shapes[i].kv, dim, shapes[i].ragged, scattered);
         size_t q_bytes = (size_t)batch * heads * dim * 2;
         struct attn_work one = {.a = {.batch = &kv.batch,
                                       .kv = &kv.view,
@@ -241,8 +244,9 @@ static void bench_attn(void)
         many.n_calls = 10; /* the difference leaves out the plan and the graph's own start */
         few_s = time_graph(run_attn, &one);
         many_s = time_graph(run_attn, &many);
-        snprintf(name, sizeof(name), "attn_decode %d/%d d%d %d x %d%s", heads, shapes[i].kv, dim,
-                 batch, shapes[i].len, shapes[i].ragged ? " ragged" : "");
+        snprintf(name, sizeof(name), "attn_decode %d/%d d%d %d x %d%s%s", heads, shapes[i].kv, dim,
+                 batch, shapes[i].len, shapes[i].ragged ? " ragged" : "",
+                 scattered ? " scattered" : "");
         report(name, kv.bytes, (many_s - few_s) / 8);
         cudaFree((void *)one.a.q);
         cudaFree(one.a.out);
@@ -277,15 +281,16 @@ static void bench_gemm(void)
     } kinds[] = {{"qkv", 12288, 4096, GEMM_STORE},
                  {"o", 4096, 4096, GEMM_RESIDUAL},
                  {"gate_up", 22016, 4096, GEMM_GATED},
-                 {"down", 4096, 11008, GEMM_RESIDUAL}};
+                 {"down", 4096, 11008, GEMM_RESIDUAL},
+                 {"head", 128256, 4096, GEMM_STORE}};
     static const int batches[] = {1, 8, 16, 32, 64, 128, 256};
-    struct weight w[GEMM_LAYERS][4];
+    struct weight w[GEMM_LAYERS][5];
     void *x = device_random((size_t)MAX_BATCH * 22016, 97, 1.0f),
-         *out = device_alloc((size_t)MAX_BATCH * 22016 * 2);
+         *out = device_alloc((size_t)MAX_BATCH * 128256 * 2);
     struct err err = {0};
 
     for (int l = 0; l < GEMM_LAYERS; l++) {
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < 5; k++) {
             if (cb->base.ops->weight_random(&cb->base, &w[l][k], kinds[k].n_out, kinds[k].n_in,
                                             DTYPE_BF16, true, 1, l * 4 + k, 0.02f, 0, &err) < 0)
                 die("weights", &err);
@@ -296,7 +301,7 @@ static void bench_gemm(void)
         double all_bytes = 0;
         char name[96];
 
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < 5; k++) {
             struct gemm_work one = {.n = GEMM_LAYERS};
             double bytes = 2.0 * kinds[k].n_out * kinds[k].n_in * GEMM_LAYERS;
 
@@ -309,7 +314,7 @@ static void bench_gemm(void)
             snprintf(name, sizeof(name), "gemm %s [%d,%d] batch %d", kinds[k].name, kinds[k].n_out,
                      kinds[k].n_in, batches[b]);
             report(name, bytes, time_graph(run_gemm, &one));
-            all_bytes += bytes;
+            all_bytes += k < 4 ? bytes : 0;
         }
         for (int l = 0; l < GEMM_LAYERS; l++) {
             for (int k = 0; k < 4; k++)
@@ -323,7 +328,7 @@ static void bench_gemm(void)
         report(name, all_bytes, time_graph(run_gemm, &all));
     }
     for (int l = 0; l < GEMM_LAYERS; l++) {
-        for (int k = 0; k < 4; k++)
+        for (int k = 0; k < 5; k++)
             cb->base.ops->weight_free(&cb->base, &w[l][k]);
     }
     cudaFree(x);
@@ -343,7 +348,7 @@ static int run_blas(void *arg, struct err *err)
 static void bench_prefill(void)
 {
     enum { N = 4096, HEADS = 32, DIM = 128 };
-    struct bench_kv kv = kv_new(1, 64, 1, HEADS, HEADS, DIM, false);
+    struct bench_kv kv = kv_new(1, 64, 1, HEADS, HEADS, DIM, false, false);
     struct step_chunk chunk = {0, 0, N, 0};
     size_t bytes = (size_t)N * HEADS * DIM * 2;
     struct attn_args a;
@@ -439,14 +444,16 @@ static void bench_step(void)
     if (model_open(&w.model, &c, &cb->base, &params, &err) < 0)
         die("model", &err);
     weights = (double)model_weight_bytes(w.model) - 2.0 * c.vocab_size * c.dim;
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+    for (size_t n = 0; n < 2 * sizeof(shapes) / sizeof(shapes[0]); n++) {
+        size_t i = n / 2;
         char name[96];
 
-        w.kv = kv_new(shapes[i][0], shapes[i][1], c.n_layers, 32, 32, 128, false);
+        w.kv = kv_new(shapes[i][0], shapes[i][1], c.n_layers, 32, 32, 128, false, n % 2);
         w.kv.batch.n_logits = shapes[i][0];
         w.kv.batch.logit_row = device_copy(rows, sizeof(rows));
         w.kv.batch.token = device_copy(tokens, sizeof(tokens));
-        snprintf(name, sizeof(name), "step 7B %d x %d", shapes[i][0], shapes[i][1]);
+        snprintf(name, sizeof(name), "step 7B %d x %d%s", shapes[i][0], shapes[i][1],
+                 n % 2 ? " scattered" : "");
         report(name, weights + w.kv.bytes * c.n_layers, time_graph(run_step, &w));
         kv_free(&w.kv);
     }

@@ -26,6 +26,13 @@ void emu_barrier_init(uint64_t *bar, int count);
 void emu_barrier_arrive(uint64_t *bar, int n_arrivals, int64_t expect_bytes);
 bool emu_barrier_passed(const uint64_t *bar, uint32_t parity);
 
+static inline int32_t add_acq_rel(int32_t *p, int32_t v)
+{
+    int32_t old = *p;
+
+    *p += v;
+    return old;
+}
 static inline void grid_wait()
 {
 }
