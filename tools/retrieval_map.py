@@ -255,6 +255,7 @@ def main():
                      "(down) and where the line stands in it (across)")
     sub.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a daemon is stopped as well
     {"measure": measure, "draw": draw}[args.verb](args)
 
 

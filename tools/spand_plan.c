@@ -20,7 +20,7 @@
 
 struct flags {
     const char *output, *report, *lengths, *caps, *calibration, *template_text, *source, *answers;
-    const char *loss, *grid, *alphas, *betas, *until;
+    const char *loss, *objective, *grid, *alphas, *betas, *until;
     double density, gap;
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
@@ -28,6 +28,93 @@ struct flags {
     bool raw_prompts, per_query_head, baselines, cbc;
     double alpha_list[MAX_LISTED], beta_list[MAX_LISTED];
 };
+
+static struct flags asked = {.output = NULL,
+                             .source = "both",
+                             .answers = "model",
+                             .loss = "answer",
+                             .objective = "cross_entropy",
+                             .grid = "eighth",
+                             .until = "all",
+                             .gap = 1e-4,
+                             .items = 50,
+                             .validate_items = 50,
+                             .validate_best = 4,
+                             .answer_tokens = 128,
+                             .intervals = 4,
+                             .max_nodes = 200,
+                             .seed = 1,
+                             .baselines = true,
+                             .cbc = true};
+
+static const struct config_extra extras[] = {
+    {"output", CONFIG_PATH, &asked.output, "The plan's file; -o for short.", 0, 0},
+    {"density", CONFIG_DOUBLE, &asked.density,
+     "The share of a dense cache that may be kept, at every length with a cap.", 1e-6, 1},
+    {"report", CONFIG_PATH, &asked.report,
+     "The directory for the report and for what each stage leaves, so that a run that was "
+     "stopped goes on. Default: the plan's name with .search.",
+     0, 0},
+    {"lengths", CONFIG_STRING, &asked.lengths,
+     "Profile lengths in tokens, ascending. Default: a quarter, half and all of 8192, or of "
+     "half of the context where that is less.",
+     0, 0},
+    {"caps", CONFIG_STRING, &asked.caps,
+     "Lengths with a density cap, each with a density of its own behind a colon if it has one. "
+     "Default: the profile lengths and twice the longest.",
+     0, 0},
+    {"items", CONFIG_INT, &asked.items, "Items profiled at each length.", 1, 100000},
+    {"calibration", CONFIG_PATH, &asked.calibration,
+     "Texts to calibrate on, one JSON object a line: {\"text\": ...} for the template, or "
+     "{\"prompt\": ..., \"answer\": ...}. Default: made-up ones.",
+     0, 0},
+    {"template", CONFIG_STRING, &asked.template_text,
+     "The prompt around a text, with {text} in it. Default: asks for a summary.", 0, 0},
+    {"source", CONFIG_STRING, &asked.source,
+     "The kind of made-up texts: retrieval, summary or both in turn.", 0, 0},
+    {"answers", CONFIG_STRING, &asked.answers,
+     "model: the dense model writes the answers; given: they come with the texts.", 0, 0},
+    {"loss", CONFIG_STRING, &asked.loss,
+     "answer: only the answer's tokens bear loss; whole: all tokens do.", 0, 0},
+    {"objective", CONFIG_STRING, &asked.objective,
+     "Whose gradient tells what matters: cross_entropy, or log_odds, by which all tokens of an "
+     "answer count alike, however sure the model is of them.",
+     0, 0},
+    {"answer_tokens", CONFIG_INT, &asked.answer_tokens, "The most tokens of an answer.", 1, 65536},
+    {"raw_prompts", CONFIG_BOOL, &asked.raw_prompts, "Leaves the model's chat template out.", 0, 0},
+    {"seed", CONFIG_INT64, &asked.seed, "Of the made-up texts.", 0, 0},
+    {"per_query_head", CONFIG_BOOL, &asked.per_query_head,
+     "A rule for each query head instead of each key-value head; densities then count query "
+     "heads.",
+     0, 0},
+    {"grid", CONFIG_STRING, &asked.grid,
+     "The rules to choose from: eighth (alpha in eighths of the longest profile length), "
+     "paper, "
+     "or the step of alpha in tokens.",
+     0, 0},
+    {"alphas", CONFIG_STRING, &asked.alphas, "A grid of one's own, with --betas.", 0, 0},
+    {"betas", CONFIG_STRING, &asked.betas, "See --alphas.", 0, 0},
+    {"rules_per_layer", CONFIG_INT, &asked.rules_per_layer,
+     "At most 1 or 2 different rules in a layer; 0: any number.", 0, 2},
+    {"intervals", CONFIG_INT, &asked.intervals,
+     "Into how many parts each loss's range is cut for the set of plans.", 1, 32},
+    {"gap", CONFIG_DOUBLE, &asked.gap, "How near to the bound each plan must come, relative.", 0,
+     1},
+    {"max_nodes", CONFIG_INT64, &asked.max_nodes,
+     "The search's effort on a program whose gap is wider.", 0, 1e9},
+    {"cbc", CONFIG_BOOL, &asked.cbc, "Asks CBC, where it is built in, about what stays open.", 0,
+     0},
+    {"validate_best", CONFIG_INT, &asked.validate_best,
+     "How many plans are validated, the best by prediction first; 0: none.", 0, 60},
+    {"validate_length", CONFIG_INT, &asked.validate_length,
+     "Their length. Default: one and a half of the longest profile length.", 0, 1 << 24},
+    {"validate_items", CONFIG_INT, &asked.validate_items, "Items to validate on.", 1, 100000},
+    {"baselines", CONFIG_BOOL, &asked.baselines,
+     "Validates dense, uniform and streaming of the same density as well.", 0, 0},
+    {"until", CONFIG_STRING, &asked.until, "Stops behind calibrate, profile or optimise.", 0, 0},
+};
+
+#define N_EXTRAS (int)(sizeof(extras) / sizeof(extras[0]))
 
 static int usage_error(const struct err *err)
 {
@@ -173,17 +260,20 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
 {
     static const char *const sources[] = {"both", "retrieval", "summary"};
     static const char *const answers[] = {"model", "given"}, *const losses[] = {"answer", "whole"};
+    static const char *const objectives[] = {"cross_entropy", "log_odds"};
     int source = pick_word(f->source, "source", sources, 3, err);
     int answer = pick_word(f->answers, "answers", answers, 2, err);
     int loss = pick_word(f->loss, "loss", losses, 2, err);
+    int objective = pick_word(f->objective, "objective", objectives, 2, err);
 
-    if (source < 0 || answer < 0 || loss < 0)
+    if (source < 0 || answer < 0 || loss < 0 || objective < 0)
         return err->code;
     if (f->template_text && !strstr(f->template_text, "{text}"))
         return err_set(err, ERR_INVALID, "--template has no {text} in it");
     o->source = f->calibration ? SOURCE_FILE : (enum search_source)source;
     o->answers = (enum search_answers)answer;
     o->whole_context_loss = loss == 1;
+    o->log_odds = objective == 1;
     o->input = f->calibration;
     o->template_text = f->template_text;
     return 0;
@@ -259,7 +349,7 @@ static int read_options(struct search_options *o, struct flags *f, struct err *e
     return rc;
 }
 
-static void show(const struct config *config, const struct config_extra *extras, int n)
+static void show(const struct config *config)
 {
     struct strbuf text = STRBUF_INIT;
 
@@ -269,7 +359,7 @@ static void show(const struct config *config, const struct config_extra *extras,
         config_print_json(config, &text);
     } else {
         strbuf_addstr(&text, "usage: spand-plan --model DIR --density D -o plan.json [flags]\n\n");
-        config_print_help(extras, n, &text);
+        config_print_help(extras, N_EXTRAS, &text);
     }
     fwrite(text.buf, 1, text.len, stdout);
     strbuf_release(&text);
@@ -327,90 +417,12 @@ static void join(struct strbuf *out, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static char output_flag[] = "--output";
-    struct flags f = {.output = NULL,
-                      .source = "both",
-                      .answers = "model",
-                      .loss = "answer",
-                      .grid = "eighth",
-                      .until = "all",
-                      .gap = 1e-4,
-                      .items = 50,
-                      .validate_items = 50,
-                      .validate_best = 4,
-                      .answer_tokens = 128,
-                      .intervals = 4,
-                      .max_nodes = 200,
-                      .seed = 1,
-                      .baselines = true,
-                      .cbc = true};
-    const struct config_extra extras[] = {
-        {"output", CONFIG_PATH, &f.output, "The plan's file; -o for short.", 0, 0},
-        {"density", CONFIG_DOUBLE, &f.density,
-         "The share of a dense cache that may be kept, at every length with a cap.", 1e-6, 1},
-        {"report", CONFIG_PATH, &f.report,
-         "The directory for the report and for what each stage leaves, so that a run that was "
-         "stopped goes on. Default: the plan's name with .search.",
-         0, 0},
-        {"lengths", CONFIG_STRING, &f.lengths,
-         "Profile lengths in tokens, ascending. Default: a quarter, half and all of 8192, or of "
-         "half of the context where that is less.",
-         0, 0},
-        {"caps", CONFIG_STRING, &f.caps,
-         "Lengths with a density cap, each with a density of its own behind a colon if it has one. "
-         "Default: the profile lengths and twice the longest.",
-         0, 0},
-        {"items", CONFIG_INT, &f.items, "Items profiled at each length.", 1, 100000},
-        {"calibration", CONFIG_PATH, &f.calibration,
-         "Texts to calibrate on, one JSON object a line: {\"text\": ...} for the template, or "
-         "{\"prompt\": ..., \"answer\": ...}. Default: made-up ones.",
-         0, 0},
-        {"template", CONFIG_STRING, &f.template_text,
-         "The prompt around a text, with {text} in it. Default: asks for a summary.", 0, 0},
-        {"source", CONFIG_STRING, &f.source,
-         "The kind of made-up texts: retrieval, summary or both in turn.", 0, 0},
-        {"answers", CONFIG_STRING, &f.answers,
-         "model: the dense model writes the answers; given: they come with the texts.", 0, 0},
-        {"loss", CONFIG_STRING, &f.loss,
-         "answer: only the answer's tokens bear loss; whole: all tokens do.", 0, 0},
-        {"answer_tokens", CONFIG_INT, &f.answer_tokens, "The most tokens of an answer.", 1, 65536},
-        {"raw_prompts", CONFIG_BOOL, &f.raw_prompts, "Leaves the model's chat template out.", 0, 0},
-        {"seed", CONFIG_INT64, &f.seed, "Of the made-up texts.", 0, 0},
-        {"per_query_head", CONFIG_BOOL, &f.per_query_head,
-         "A rule for each query head instead of each key-value head; densities then count query "
-         "heads.",
-         0, 0},
-        {"grid", CONFIG_STRING, &f.grid,
-         "The rules to choose from: eighth (alpha in eighths of the longest profile length), "
-         "paper, "
-         "or the step of alpha in tokens.",
-         0, 0},
-        {"alphas", CONFIG_STRING, &f.alphas, "A grid of one's own, with --betas.", 0, 0},
-        {"betas", CONFIG_STRING, &f.betas, "See --alphas.", 0, 0},
-        {"rules_per_layer", CONFIG_INT, &f.rules_per_layer,
-         "At most 1 or 2 different rules in a layer; 0: any number.", 0, 2},
-        {"intervals", CONFIG_INT, &f.intervals,
-         "Into how many parts each loss's range is cut for the set of plans.", 1, 32},
-        {"gap", CONFIG_DOUBLE, &f.gap, "How near to the bound each plan must come, relative.", 0,
-         1},
-        {"max_nodes", CONFIG_INT64, &f.max_nodes,
-         "The search's effort on a program whose gap is wider.", 0, 1e9},
-        {"cbc", CONFIG_BOOL, &f.cbc, "Asks CBC, where it is built in, about what stays open.", 0,
-         0},
-        {"validate_best", CONFIG_INT, &f.validate_best,
-         "How many plans are validated, the best by prediction first; 0: none.", 0, 60},
-        {"validate_length", CONFIG_INT, &f.validate_length,
-         "Their length. Default: one and a half of the longest profile length.", 0, 1 << 24},
-        {"validate_items", CONFIG_INT, &f.validate_items, "Items to validate on.", 1, 100000},
-        {"baselines", CONFIG_BOOL, &f.baselines,
-         "Validates dense, uniform and streaming of the same density as well.", 0, 0},
-        {"until", CONFIG_STRING, &f.until, "Stops behind calibrate, profile or optimise.", 0, 0},
-    };
-    int n_extras = sizeof(extras) / sizeof(extras[0]), rc;
+    int rc;
     struct config_sources from = {.envp = environ,
                                   .argc = argc - 1,
                                   .argv = argv + 1,
                                   .extras = extras,
-                                  .n_extras = n_extras};
+                                  .n_extras = N_EXTRAS};
     struct strbuf command = STRBUF_INIT;
     struct config config;
     struct err err = {0};
@@ -425,13 +437,13 @@ int main(int argc, char **argv)
     }
     log_configure(config.log_level, config.log_format);
     if (config.action != CONFIG_RUN) {
-        show(&config, extras, n_extras);
+        show(&config);
         rc = 0;
-    } else if (!f.output || !(f.density > 0)) {
+    } else if (!asked.output || !(asked.density > 0)) {
         fprintf(stderr, "spand-plan: want --density D and -o FILE; --help lists all flags\n");
         rc = 2;
     } else {
-        rc = run(&config, &f, command.buf);
+        rc = run(&config, &asked, command.buf);
     }
     config_release(&config);
     strbuf_release(&command);

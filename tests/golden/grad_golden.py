@@ -2,7 +2,7 @@
 """Golden vectors of the plan search's backward pass.
 
 Runs tiny checkpoints of tests/golden/models through transformers with eager attention in double
-precision, and writes tests/golden/grads/NAME.json: the mean loss over the last tokens, its
+precision, and writes tests/golden/grads/NAME.json: the mean loss over the last tokens, the
 gradient with respect to each layer's input at some rows, and the influence of attention
 
     E = |A / (1 - A) * (sum_n g_n A_n - g)|,  g = dL/dA
@@ -31,6 +31,7 @@ ROWS = [0, 1, 63, 64, 100, 130, 148]
 NAMES = ["llama-mha", "llama-gqa-tied", "llama-bias-sharded", "llama-head8-odd",
          "llama-head128-gelu", "llama-mqa-head24-f16", "llama-yarn-mscale", "llama-llama3",
          "llama-dynamic-prompt", "mistral-window", "ministral-mixed", "qwen2", "qwen3"]
+LOG_ODDS = ["qwen2", "llama-gqa-tied"]  # whose gradient is of log((1 - p) / p)
 
 
 def influence(a, g):
@@ -77,9 +78,11 @@ def make(name, generator):
     for a in out.attentions:
         a.retain_grad()
     first = N_TOKENS - 1 - N_TARGETS
-    loss = torch.nn.functional.cross_entropy(out.logits[0, first:-1].double(),
-                                             torch.tensor(tokens[first + 1:]))
-    loss.backward()
+    logp = torch.log_softmax(out.logits[0, first:-1].double(), -1)
+    logp = logp[torch.arange(N_TARGETS), torch.tensor(tokens[first + 1:])]
+    loss = -logp.mean()
+    odds = name in LOG_ODDS
+    (loss if not odds else (torch.log1p(-logp.exp()) - logp).mean()).backward()
     bands, sinks = [], []
     for a in out.attentions:
         pairs = [influence(a.detach()[0, h].double(), a.grad[0, h].double())
@@ -96,7 +99,7 @@ def make(name, generator):
     os.makedirs(os.path.join(HERE, "grads"), exist_ok=True)
     with open(os.path.join(HERE, "grads", name + ".json"), "w") as f:
         json.dump({"transformers": transformers.__version__, "tokens": tokens,
-                   "first_target": first, "loss": float(loss.detach()), "rows": ROWS,
+                   "first_target": first, "log_odds": odds, "loss": float(loss.detach()), "rows": ROWS,
                    "dx": short(dx), "band": short(bands), "sink": short(sinks)}, f,
                   separators=(",", ":"))
         f.write("\n")

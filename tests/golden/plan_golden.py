@@ -33,6 +33,8 @@ CASES = [  # model, prompt tokens, the optimiser's convention
     ("llama-gqa-tied", 2, False), ("llama-gqa-tied", 65, False), ("llama-gqa-tied", 127, True),
     ("llama-gqa-tied", 700, False), ("llama-gqa-tied", 1500, False),
     ("llama-gqa-tied", 3000, False),
+    ("llama-head128-gelu", 90, False), ("llama-head128-gelu", 777, True),  # sizes that CUDA has
+    ("llama-head128-gelu", 2500, False), ("llama-head256", 400, False),
 ]
 
 
@@ -100,6 +102,11 @@ class Model:
     def linear(self, x, name):
         return x @ self.w[name + ".weight"].T
 
+    def activate(self, x):
+        if self.config["hidden_act"] == "silu":
+            return x / (1 + np.exp(-x))
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
     def rope(self, x, pos):
         """x [rows, heads, head_dim], rotated by position: in halves, as transformers has it."""
         half = self.head_dim // 2
@@ -140,7 +147,7 @@ class Model:
             x = x + self.attend(self.norm(x, p + "input_layernorm"), layer, pos)
             h = self.norm(x, p + "post_attention_layernorm")
             gate, up = self.linear(h, p + "mlp.gate_proj"), self.linear(h, p + "mlp.up_proj")
-            x = x + self.linear(gate / (1 + np.exp(-gate)) * up, p + "mlp.down_proj")
+            x = x + self.linear(self.activate(gate) * up, p + "mlp.down_proj")
         tied = self.config["tie_word_embeddings"]
         logits = self.linear(self.norm(x, "model.norm"), "model.embed_tokens" if tied else "lm_head")
         logits -= logits.max(-1, keepdims=True)

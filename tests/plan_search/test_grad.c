@@ -161,6 +161,8 @@ static void against_autograd(const char *name, int stride, int n_threads, double
     g.dim = o.cfg->dim;
     n_blocks = (g.n_rows + GRAD_BLOCK - 1) / GRAD_BLOCK;
     n = (size_t)o.cfg->n_layers * (size_t)o.cfg->n_heads * (size_t)n_blocks;
+    if (json_is_true(json_object_get(g.root, "log_odds")))
+        args.kind = GRAD_LOSS_LOG_ODDS;
     args.tokens = tokens;
     args.row = rows;
     args.target = tokens + first + 1;

@@ -56,19 +56,21 @@ static void find(const struct program_shape *shape, int max_per_layer, double ga
     struct err err = {0};
     clock_t cpu = clock();
     int64_t t0 = clock_ns();
-    double took;
+    double took, of_one_core;
 
     program_fixture_init(&f, shape);
     ck_assert_msg(pareto_find(&p, &f.s, &params, &err) == 0, "%s", err.msg);
     took = (double)(clock_ns() - t0) * 1e-9;
+    of_one_core = (double)(clock() - cpu) / CLOCKS_PER_SEC;
     printf(
         "%d heads, %d rules a layer at most (0: any): %d plans from %d solves (%d infeasible, %d "
         "open, worst gap %.2e) in %.2f s, %.2f s of one core, %lld pivots\n",
         f.s.n_units, max_per_layer, p.n_plans, p.n_solves, p.n_infeasible, p.n_open, p.worst_gap,
-        took, (double)(clock() - cpu) / CLOCKS_PER_SEC, (long long)p.n_pivots);
+        took, of_one_core, (long long)p.n_pivots);
     fflush(stdout);
     ck_assert_int_ge(p.n_plans, max_per_layer == 1 ? 1 : 2);
-    ck_assert_msg(took < seconds, "%.1f s, must be below %.0f s", took, seconds);
+    ck_assert_msg(of_one_core < seconds, "%.1f s of one core, must be below %.0f s", of_one_core,
+                  seconds);
     for (int i = 0; i < p.n_plans; i++) {
         double total[CHOICE_MAX_VALUES];
 
@@ -102,7 +104,7 @@ START_TEST(pareto__keeps_caps_and_nothing_dominated)
 }
 END_TEST
 
-/* The project's bounds are 60 s and 15 minutes on 2 idle cores. */
+/* The project's bounds are 60 s and 15 minutes; one core's time, since the machine may be busy. */
 START_TEST(pareto__finds_a_full_set_in_time)
 {
     struct program_shape shape = shape_of(32, 32, 0.5, 5);

@@ -10,6 +10,7 @@ prefixed = sed 's|/usr/bin/|$(PREFIX)/bin/|; s|/usr/share/|$(PREFIX)/share/|' $(
 
 install: $(BIN)/spand $(BIN)/spand-bench ## copy programs, demo model, config, units and docs under DESTDIR
 	install -D -m 755 $(BIN)/spand $(DESTDIR)$(PREFIX)/bin/spand
+	install -D -m 755 $(BIN)/spand-plan $(DESTDIR)$(PREFIX)/bin/spand-plan
 	install -D -m 755 $(BIN)/spand-bench $(DESTDIR)$(PREFIX)/bin/spand-bench
 	install -d $(SHARE)/spand/models/demo-llama $(SHARE)/doc/spand/examples $(DESTDIR)/etc/spand $(DESTDIR)$(UNIT_DIR)
 	install -m 644 $(wildcard models/demo-llama/*.*) $(SHARE)/spand/models/demo-llama

@@ -27,3 +27,5 @@ test-plan-search: $(BIN)/spand-plan-tests ## the plan search: optimiser, gradien
 	$(BIN)/spand-plan-tests
 
 .PHONY: test-plan-search
+
+FUZZ_SRC_calibration_input = engine/plan/search/calibration_input.c

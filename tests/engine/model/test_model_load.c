@@ -251,6 +251,12 @@ START_TEST(model_load__tokenizer_is_found_or_named)
 
     ck_assert_ptr_nonnull(mkdtemp(dir));
     ck_assert_int_eq(model_tokenizer_path(path, sizeof(path), dir, NULL), ERR_NOT_FOUND);
+    snprintf(old, sizeof(old), "%s/model-q4.gguf", dir);
+    fclose(fopen(old, "w"));
+    ck_assert_int_eq(model_tokenizer_path(path, sizeof(path), dir, &err), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err.msg, "found model-q4.gguf"));
+    unlink(old);
+    err = (struct err){0};
     snprintf(old, sizeof(old), "%s/tokenizer.model", dir);
     snprintf(new, sizeof(new), "%s/tokenizer.json", dir);
     fclose(fopen(old, "w"));
