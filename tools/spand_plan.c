@@ -24,7 +24,7 @@ struct flags {
     double density, gap;
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
-    int64_t max_nodes, seed;
+    int64_t max_nodes, seed, profile_memory;
     bool raw_prompts, per_query_head, baselines, cbc;
     double alpha_list[MAX_LISTED], beta_list[MAX_LISTED];
 };
@@ -83,6 +83,10 @@ static const struct config_extra extras[] = {
     {"answer_tokens", CONFIG_INT, &asked.answer_tokens, "The most tokens of an answer.", 1, 65536},
     {"raw_prompts", CONFIG_BOOL, &asked.raw_prompts, "Leaves the model's chat template out.", 0, 0},
     {"seed", CONFIG_INT64, &asked.seed, "Of the made-up texts.", 0, 0},
+    {"profile_memory", CONFIG_BYTES, &asked.profile_memory,
+     "The most that the profile may take beside the weights; with less, layers are computed again. "
+     "0: what is free.",
+     0, 0},
     {"per_query_head", CONFIG_BOOL, &asked.per_query_head,
      "A rule for each query head instead of each key-value head; densities then count query "
      "heads.",
@@ -329,6 +333,7 @@ static int read_options(struct search_options *o, struct flags *f, struct err *e
     o->gap = f->gap;
     o->max_nodes = f->max_nodes;
     o->seed = f->seed;
+    o->profile_memory = f->profile_memory;
     o->raw_prompts = f->raw_prompts;
     o->per_query_head = f->per_query_head;
     o->baselines = f->baselines;

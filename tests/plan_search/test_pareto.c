@@ -206,6 +206,38 @@ START_TEST(pareto__counts_the_sink_by_convention)
 }
 END_TEST
 
+/* Layer 0 was trained with a window of 512: it keeps the last tokens alone, 512 at most. */
+START_TEST(search_program__obeys_trained_windows)
+{
+    struct program_shape shape = shape_of(2, 2, 0.99, 1);
+    const int window[2] = {512, KV_WINDOW_ALL};
+    struct kv_rule rules[2] = {{.kind = KV_RULE_ELASTIC, .alpha = 256, .beta = 0},
+                               {.kind = KV_RULE_ELASTIC, .alpha = 1024, .beta = 0}};
+    struct program_fixture f;
+    struct search_program s;
+    struct err err = {0};
+    double hidden = 0;
+
+    program_fixture_init(&f, &shape);
+    f.in.rules = rules;
+    f.in.n_rules = 2;
+    f.in.window = window;
+    for (int i = 0; i < 3; i++)
+        f.in.sink[i] = f.band[i]; /* any numbers */
+    ck_assert_msg(search_program_init(&s, &f.in, &err) == 0, "%s", err.msg);
+    ck_assert_double_eq(choice_value(&s.problem.groups[0], 3, 0), 256 / 2048.0);
+    ck_assert_double_eq(choice_value(&s.problem.groups[0], 3, 1), 512 / 2048.0);
+    ck_assert_double_eq(choice_value(&s.problem.groups[2], 3, 1), 1024 / 2048.0);
+    ck_assert_double_eq(choice_value(&s.problem.groups[0], 0, 1), 0); /* hides nothing it saw */
+    for (int k = 4; k < 32; k++)
+        hidden += 2 * f.band[0][k]; /* beyond 256 tokens, and the sink from there on */
+    ck_assert_double_eq_tol(choice_value(&s.problem.groups[0], 0, 0) * s.loss_scale[0], hidden,
+                            1e-9 * hidden);
+    search_program_release(&s);
+    program_fixture_release(&f);
+}
+END_TEST
+
 START_TEST(rule_grid__has_the_published_rules)
 {
     struct rule_grid_params p = {.shortest = 2048, .longest = 8192, .longest_cap = 16384};
@@ -243,5 +275,6 @@ TEST_SUITE(pareto)
     tcase_add_test(tc, pareto__names_the_cap_that_fails);
     tcase_add_test(tc, pareto__names_the_caps_that_fail_together);
     tcase_add_test(tc, pareto__counts_the_sink_by_convention);
+    tcase_add_test(tc, search_program__obeys_trained_windows);
     tcase_add_test(tc, pareto__finds_a_full_set_in_time);
 }

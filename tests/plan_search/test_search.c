@@ -408,6 +408,19 @@ START_TEST(search__takes_given_answers_and_whole_context_loss)
 }
 END_TEST
 
+START_TEST(search__says_which_length_fits_the_memory)
+{
+    struct job j;
+
+    job_init(&j);
+    j.o.profile_memory = 1100000;
+    fails(&j, ERR_NO_ROOM, "tokens would fit");
+    ck_assert(is_there(&j, "calibration.jsonl"));
+    ck_assert(is_there(&j, "profile_128.csv"));
+    job_release(&j);
+}
+END_TEST
+
 START_TEST(search__keeps_earlier_stages_when_a_density_cannot_be_kept)
 {
     struct job j;
@@ -436,5 +449,6 @@ TEST_SUITE(search)
     tcase_add_test(tc, search__asks_first_whether_it_can_write);
     tcase_add_test(tc, search__says_that_answers_are_missing);
     tcase_add_test(tc, search__takes_given_answers_and_whole_context_loss);
+    tcase_add_test(tc, search__says_which_length_fits_the_memory);
     tcase_add_test(tc, search__keeps_earlier_stages_when_a_density_cannot_be_kept);
 }

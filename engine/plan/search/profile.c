@@ -161,7 +161,7 @@ static int open_model(struct runner *r, int max_rows)
                                  .dtype = dtype_of(o),
                                  .max_rows = max_rows,
                                  .max_logits = 1};
-    struct grad_pass_params pass = {.max_rows = max_rows};
+    struct grad_pass_params pass = {.max_rows = max_rows, .max_bytes = (size_t)o->profile_memory};
     int rc = backend_open(&r->be, &be, r->err);
 
     if (rc == 0 && strcmp(r->be->ops->name, "cpu"))

@@ -37,7 +37,7 @@ struct search_options {
     struct rule_grid_params grid;
     int max_rules_per_layer, n_intervals;
     double gap;
-    int64_t max_nodes, seed;
+    int64_t max_nodes, seed, profile_memory; /* bytes; 0: what is free */
     bool use_cbc;
     double density;
 };

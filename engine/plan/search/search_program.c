@@ -16,27 +16,55 @@ static int n_blocks(int length)
     return (length + KV_TILE - 1) / KV_TILE;
 }
 
-/* Influence of what the rule hides at a length: block diagonals from the ring's size on. */
-static double rule_loss(const struct search_input *in, int length_idx, const double *tail, int rule)
+/* Does a trained window shorter than n bound what the layer's heads keep? */
+static bool window_binds(const struct search_input *in, int layer, int n)
 {
-    int n = in->length[length_idx], blocks = n_blocks(n);
-    struct kv_span span = kv_rule_span(&in->rules[rule], n, in->convention);
-    int seen = span.window / KV_TILE;
+    return in->window && in->window[layer] < n;
+}
 
-    return seen >= blocks ? 0.0 : tail[seen];
+/* The last tokens that a rule leaves in such a layer. */
+static int recent_tokens(const struct search_input *in, int layer, int n, int rule)
+{
+    int64_t kept =
+        kv_elastic_tokens(in->rules[rule].alpha, in->rules[rule].beta, n, in->convention);
+
+    return kept < in->window[layer] ? (int)kept : in->window[layer];
+}
+
+/*
+ * Influence of what the rule hides at a length: block diagonals from the ring's size on, and with
+ * a trained window the sink as well, from the row block on that no longer reaches it.
+ */
+static double rule_loss(const struct search_input *in, int length_idx, int unit, const double *tail,
+                        int rule)
+{
+    int n = in->length[length_idx], blocks = n_blocks(n), layer = unit / in->units_per_layer;
+    const double *sink = in->sink[length_idx];
+    double loss = 0;
+    int seen;
+
+    if (!window_binds(in, layer, n)) {
+        seen = kv_rule_span(&in->rules[rule], n, in->convention).window / KV_TILE;
+        return seen >= blocks ? 0.0 : tail[seen];
+    }
+    seen = recent_tokens(in, layer, n, rule);
+    if (seen >= in->window[layer])
+        return 0.0; /* all that the head ever saw */
+    seen /= KV_TILE;
+    for (int i = seen; sink && i < blocks; i++)
+        loss += sink[(int64_t)unit * blocks + i];
+    return seen >= blocks ? loss : loss + tail[seen];
 }
 
 static int64_t rule_tokens(const struct search_input *in, int cap_idx, int layer, int rule)
 {
     int n = in->caps.length[cap_idx];
-    int64_t tokens = kv_rule_tokens(&in->rules[rule], n, in->convention);
+    struct kv_rule last = {.kind = KV_RULE_STREAM};
 
-    if (in->window && in->window[layer] < n) {
-        struct kv_rule trained = {.kind = KV_RULE_STREAM, .n_recent = in->window[layer]};
-
-        tokens = kv_rule_tokens(&trained, n, in->convention);
-    }
-    return tokens;
+    if (!window_binds(in, layer, n))
+        return kv_rule_tokens(&in->rules[rule], n, in->convention);
+    last.n_recent = recent_tokens(in, layer, n, rule);
+    return kv_rule_tokens(&last, n, in->convention);
 }
 
 static int64_t common_divisor(int64_t a, int64_t b)
@@ -59,14 +87,13 @@ static void fill_losses(struct search_program *s, int length_idx, double *tail)
     for (int u = 0; u < s->n_units; u++) {
         struct choice_group *g = &s->problem.groups[u];
         const double *band = in->band[length_idx] + (int64_t)u * blocks;
-        bool fixed = in->window && in->window[u / in->units_per_layer] < KV_WINDOW_ALL;
         double most = 0;
 
         tail[blocks] = 0;
         for (int k = blocks - 1; k >= 0; k--)
             tail[k] = tail[k + 1] + band[k];
         for (int r = 0; r < in->n_rules; r++) {
-            double loss = fixed ? 0.0 : rule_loss(in, length_idx, tail, r);
+            double loss = rule_loss(in, length_idx, u, tail, r);
 
             g->value[(int64_t)length_idx * g->n_alloc + r] = loss;
             most = loss > most ? loss : most;

@@ -30,8 +30,12 @@ struct search_input {
     int n_lengths, length[SEARCH_MAX_LENGTHS];
     /* Influence on block diagonals, key blocks >= 1: [n_units, ceil(length / 64)] a length. */
     const double *band[SEARCH_MAX_LENGTHS];
+    const double *sink[SEARCH_MAX_LENGTHS]; /* on key block 0, by row block; NULL: of no account */
     struct search_caps caps;
-    const int *window; /* [n_layers] trained windows, KV_WINDOW_ALL for none; NULL: none at all */
+    /* [n_layers] trained windows, KV_WINDOW_ALL for none; NULL: none at all. As in plan.h, a text
+     * longer than the window leaves the last tokens alone: what the rule gives, the window at most.
+     */
+    const int *window;
 };
 
 struct search_program {

@@ -114,8 +114,10 @@ static void scale_profile(struct profile *p)
         struct profile_length *at = &p->at[i];
         size_t n = (size_t)p->n_layers * (size_t)p->units_per_layer * (size_t)at->n_blocks;
 
-        for (size_t k = 0; k < n && at->n_items > 0; k++)
+        for (size_t k = 0; k < n && at->n_items > 0; k++) {
             at->band[k] /= at->n_items;
+            at->sink[k] /= at->n_items;
+        }
     }
 }
 
@@ -149,6 +151,7 @@ static int optimise(struct search *s, struct err *err)
     for (int i = 0; i < o->n_lengths; i++) {
         in.length[i] = o->length[i];
         in.band[i] = s->profile.at[i].band;
+        in.sink[i] = s->profile.at[i].sink;
     }
     rc = search_program_init(&s->program, &in, err);
     s->t0 = t0;
