@@ -27,13 +27,23 @@ extern "C" {
 struct grad;
 
 /*
- * Cross entropy of chosen rows and its gradient: loss_sum += -log p(target), dx[row] of these rows
- * is set (not added) to scale * d(-log p)/dx. Other rows are left alone.
+ * What is minimised in a row whose target has probability p. Where a model is sure, the gradient of
+ * -log p all but vanishes, as it carries the factor 1 - p; that of the log odds does not.
+ */
+enum grad_loss {
+    GRAD_LOSS_CROSS_ENTROPY = 0, /* -log p */
+    GRAD_LOSS_LOG_ODDS           /* log((1 - p) / p) */
+};
+
+/*
+ * Cross entropy of chosen rows, and a gradient: loss_sum += -log p(target), dx[row] of these rows
+ * is set (not added) to scale * d loss / dx. Other rows are left alone.
  */
 struct grad_logits_args {
     int dim, vocab_size, n_targets;
     const int32_t *row, *target; /* host [n_targets], rows ascending */
     float scale;
+    enum grad_loss loss;
     struct norm_args norm;
     const struct weight *head; /* [vocab_size, dim] */
     const void *x;             /* [n_rows, dim] behind the last layer */
@@ -61,6 +71,12 @@ struct grad_attn_out_args {
     void *da;       /* [n_rows, n_in] */
 };
 
+/* How influence adds up. */
+enum grad_sum {
+    GRAD_SUM_ABS = 0, /* the absolute value of every key's, as the reference has it */
+    GRAD_SUM_BLOCK    /* a row's keys of one block first, since they are hidden together */
+};
+
 /*
  * From da to dq, dk, dv, and the influence |A / (1 - A) * (da.o - da.v)| of every key on every row,
  * summed in blocks of GRAD_BLOCK: key blocks >= 1 by the distance of row block and key block, key
@@ -69,6 +85,7 @@ struct grad_attn_out_args {
 struct grad_attn_args {
     int n_rows, n_heads, n_kv_heads, head_dim;
     float scale;
+    enum grad_sum sum;
     int window;          /* a row sees the last `window` keys; KV_WINDOW_ALL */
     const void *q;       /* [n_rows, n_heads, head_dim] behind rope */
     const void *k, *v;   /* act_dtype [n_rows, n_kv_heads, head_dim] */

@@ -253,11 +253,11 @@ static double loss_of(const double *a, const float *v, const float *da, int i, i
 }
 
 /* Sums |change of loss| by removal over one head into band and sink. */
-static void removal(const float *q, const float *k, const float *v, const float *da, double *band,
-                    double *sink)
+static void removal(bool blocks, const float *q, const float *k, const float *v, const float *da,
+                    double *band, double *sink)
 {
     for (int i = 0; i < N; i++) {
-        double a[N], sum = 0, whole;
+        double a[N], sum = 0, whole, cell[N / GRAD_BLOCK + 1] = {0};
 
         for (int j = 0; j <= i; j++) {
             double s = 0;
@@ -271,10 +271,12 @@ static void removal(const float *q, const float *k, const float *v, const float 
             a[j] /= sum;
         whole = loss_of(a, v, da + i * H * D, i, -1);
         for (int j = 0; j <= i; j++) {
-            double e = i == 0 ? fabs(whole) : fabs(loss_of(a, v, da + i * H * D, i, j) - whole);
+            double e = i == 0 ? whole : loss_of(a, v, da + i * H * D, i, j) - whole;
 
-            *(j / GRAD_BLOCK ? &band[i / GRAD_BLOCK - j / GRAD_BLOCK] : &sink[i / GRAD_BLOCK]) += e;
+            cell[j / GRAD_BLOCK] += blocks ? e : fabs(e);
         }
+        for (int b = 0; b <= i / GRAD_BLOCK; b++)
+            *(b ? &band[i / GRAD_BLOCK - b] : &sink[i / GRAD_BLOCK]) += fabs(cell[b]);
     }
 }
 
@@ -342,14 +344,20 @@ START_TEST(grad_attn__influence_is_explicit_removal)
     }
     ck_assert_int_eq(backend_open(&be, &params, &err), 0);
     ck_assert_int_eq(cpu_grad_open(&g, be, &gp, &err), 0);
-    ck_assert_int_eq(g->ops->attn(g, &args, &err), 0);
-    for (int h = 0; h < H; h++) {
-        double want_band[3] = {0}, want_sink[3] = {0};
+    for (int blocks = 0; blocks < 2; blocks++) {
+        memset(band, 0, sizeof(band));
+        memset(sink, 0, sizeof(sink));
+        args.sum = blocks ? GRAD_SUM_BLOCK : GRAD_SUM_ABS;
+        ck_assert_int_eq(g->ops->attn(g, &args, &err), 0);
+        for (int h = 0; h < H; h++) {
+            double want_band[3] = {0}, want_sink[3] = {0};
 
-        removal(q + h * D, k + h / 2 * D, v + h / 2 * D, da + h * D, want_band, want_sink);
-        for (int b = 0; b < 3; b++) {
-            ck_assert_double_eq_tol(band[h * 3 + b], want_band[b], 1e-5 * (1 + want_band[b]));
-            ck_assert_double_eq_tol(sink[h * 3 + b], want_sink[b], 1e-5 * (1 + want_sink[b]));
+            removal(blocks, q + h * D, k + h / 2 * D, v + h / 2 * D, da + h * D, want_band,
+                    want_sink);
+            for (int b = 0; b < 3; b++) {
+                ck_assert_double_eq_tol(band[h * 3 + b], want_band[b], 1e-5 * (1 + want_band[b]));
+                ck_assert_double_eq_tol(sink[h * 3 + b], want_sink[b], 1e-5 * (1 + want_sink[b]));
+            }
         }
     }
     g->ops->close(g);

@@ -101,8 +101,9 @@ static void row_back(const struct attn_job *j, const struct tiles *t, int head, 
         float e;
 
         end = end < row + 1 ? end : row + 1;
-        e = j->g->kern->influence(w + key, gw + key, end - key, d, GRAD_MIN_REST, a->scale);
-        *(kb ? &band[block - kb] : &sink[block]) += e;
+        e = j->g->kern->influence(w + key, gw + key, end - key, d, GRAD_MIN_REST, a->scale,
+                                  a->sum == GRAD_SUM_ABS);
+        *(kb ? &band[block - kb] : &sink[block]) += fabs((double)e);
         key = end;
     }
 }

@@ -23,30 +23,45 @@ struct softmax_job {
     const int32_t *target;
     int vocab_size;
     float scale;
+    enum grad_loss kind;
     float *loss; /* [n rows] */
 };
 
-/* From logits to scale * (softmax - one at the target). */
+/* The greatest of the others alone, and the sum of their weights relative to it. */
+static double sum_others(const float *l, int n, int target, float *max)
+{
+    double sum = 0;
+
+    *max = -INFINITY;
+    for (int i = 0; i < n; i++)
+        *max = i != target && l[i] > *max ? l[i] : *max;
+    for (int i = 0; i < n; i++)
+        sum += i != target ? (double)expf(l[i] - *max) : 0.0;
+    return sum;
+}
+
+/*
+ * From logits to scale times softmax less one at the target; for log odds softmax is over the
+ * others.
+ */
 static void softmax_items(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct softmax_job *j = arg;
 
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        float *l = j->logits + r * j->vocab_size;
-        float max = -INFINITY, at_target = l[j->target[r]];
-        double sum = 0;
+        float *l = j->logits + r * j->vocab_size, max;
+        int target = j->target[r];
+        double sum = sum_others(l, j->vocab_size, target, &max), own = (double)l[target] - max;
+        /* -log p = log(1 + others / own) with the larger of both taken out. */
+        double loss =
+            own > log(sum) ? log1p(sum * exp(-own)) : log(sum) - own + log1p(exp(own) / sum);
+        double all = j->kind == GRAD_LOSS_LOG_ODDS ? sum : sum + exp(own);
 
+        j->loss[r] = (float)loss;
         for (int i = 0; i < j->vocab_size; i++)
-            max = l[i] > max ? l[i] : max;
-        for (int i = 0; i < j->vocab_size; i++) {
-            l[i] = expf(l[i] - max);
-            sum += l[i];
-        }
-        j->loss[r] = (float)(log(sum) - ((double)at_target - max));
-        for (int i = 0; i < j->vocab_size; i++)
-            l[i] *= (float)(j->scale / sum);
-        l[j->target[r]] -= j->scale;
+            l[i] = (float)(j->scale * exp((double)(l[i] - max)) / all);
+        l[target] = j->scale * (float)(j->kind == GRAD_LOSS_LOG_ODDS ? -1.0 : -sum / all);
     }
 }
 
@@ -76,6 +91,7 @@ int cpu_grad_logits(struct grad *base, const struct grad_logits_args *a, struct 
                                   .target = a->target + at,
                                   .vocab_size = a->vocab_size,
                                   .scale = a->scale,
+                                  .kind = a->loss,
                                   .loss = loss};
 
         rc = g->base.be->ops->logits(g->base.be, &forward, err);

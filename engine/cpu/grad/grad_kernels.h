@@ -28,9 +28,11 @@ struct grad_kernels {
     void (*softmax)(float *s, int lo, int hi, int n, float scale);
     /*
      * For n keys of one row with weights a and ga = da . v: returns the sum of
-     * a / max(1 - a, least) * |d - ga|, and turns ga into a * (ga - d) * scale.
+     * a / max(1 - a, least) * (d - ga), or of its absolute values, and turns ga into
+     * a * (ga - d) * scale.
      */
-    float (*influence)(const float *a, float *ga, int n, float d, float least, float scale);
+    float (*influence)(const float *a, float *ga, int n, float d, float least, float scale,
+                       bool absolute);
 };
 
 extern const struct grad_kernels grad_kernels_plain;

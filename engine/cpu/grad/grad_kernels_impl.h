@@ -106,7 +106,8 @@ static void softmax(float *s, int lo, int hi, int n, float scale)
         s[j] *= 1.0f / sum;
 }
 
-static float influence(const float *a, float *ga, int n, float d, float least, float scale)
+VEC_FN float influence_sum(const float *a, float *ga, int n, float d, float least, float scale,
+                           const bool absolute)
 {
     vf total = v_zero(), one = v_set1(1.0f), vd = v_set1(d);
     float sum = 0.0f;
@@ -114,17 +115,26 @@ static float influence(const float *a, float *ga, int n, float d, float least, f
 
     for (j = 0; j + VW <= n; j += VW) {
         vf w = v_load(a + j), diff = v_load(ga + j) - vd;
+        vf e = v_div(w * diff, v_max(one - w, v_set1(least)));
 
-        total = total + v_div(w * v_abs(diff), v_max(one - w, v_set1(least)));
+        total = absolute ? total + v_abs(e) : total - e;
         v_store(ga + j, w * diff * v_set1(scale));
     }
     for (; j < n; j++) {
         float diff = ga[j] - d, rest = 1.0f - a[j] > least ? 1.0f - a[j] : least;
+        float e = a[j] * diff / rest;
 
-        sum += a[j] * (diff < 0 ? -diff : diff) / rest;
+        sum += absolute && e > 0 ? e : -e;
         ga[j] = a[j] * diff * scale;
     }
     return sum + v_sum(total);
+}
+
+static float influence(const float *a, float *ga, int n, float d, float least, float scale,
+                       bool absolute)
+{
+    return absolute ? influence_sum(a, ga, n, d, least, scale, true)
+                    : influence_sum(a, ga, n, d, least, scale, false);
 }
 
 const struct grad_kernels GRAD_KERNELS_NAME = {

@@ -48,6 +48,14 @@ static int add_text(struct calibration_input *in, int *n_alloc, const json_t *ro
     return 0;
 }
 
+static bool is_blank(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (s[i] != ' ' && s[i] != '\t' && s[i] != '\r')
+            return false;
+    return true;
+}
+
 static int parse_lines(struct calibration_input *in, const char *data, size_t len, const char *path,
                        struct err *err)
 {
@@ -62,7 +70,7 @@ static int parse_lines(struct calibration_input *in, const char *data, size_t le
 
         if (!text_is_utf8(data + at, n))
             return err_set(err, ERR_PARSE, "%s:%d: not UTF-8", path, line);
-        if (strspn(data + at, " \t\r\n") < n) {
+        if (!is_blank(data + at, n)) {
             root = json_loadb(data + at, n, JSON_REJECT_DUPLICATES, &why);
             if (!root)
                 return err_set(err, ERR_PARSE, "%s:%d: no JSON object: %s", path, line, why.text);
@@ -76,6 +84,18 @@ static int parse_lines(struct calibration_input *in, const char *data, size_t le
     return rc;
 }
 
+int calibration_input_parse(struct calibration_input *in, const char *data, size_t len,
+                            const char *path, struct err *err)
+{
+    int rc;
+
+    memset(in, 0, sizeof(*in));
+    rc = parse_lines(in, data, len, path, err);
+    if (rc < 0)
+        calibration_input_release(in);
+    return rc;
+}
+
 int calibration_input_load(struct calibration_input *in, const char *path, struct err *err)
 {
     char *data = NULL;
@@ -85,10 +105,8 @@ int calibration_input_load(struct calibration_input *in, const char *path, struc
     memset(in, 0, sizeof(*in));
     if (rc < 0)
         return rc;
-    rc = parse_lines(in, data, len, path, err);
+    rc = calibration_input_parse(in, data, len, path, err);
     free(data);
-    if (rc < 0)
-        calibration_input_release(in);
     return rc;
 }
 

@@ -26,6 +26,10 @@ struct calibration_input {
 
 /* ERR_PARSE names the line: not UTF-8, no JSON object, no text. ERR_INVALID: nothing in it. */
 int calibration_input_load(struct calibration_input *in, const char *path, struct err *err);
+
+/* The same from memory; path is for messages. */
+int calibration_input_parse(struct calibration_input *in, const char *data, size_t len,
+                            const char *path, struct err *err);
 void calibration_input_release(struct calibration_input *in);
 
 #endif

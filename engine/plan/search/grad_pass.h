@@ -41,6 +41,8 @@ struct grad_pass_args {
     int n_rows;
     const int32_t *row, *target; /* [n_targets] rows ascending, and the tokens behind them */
     int n_targets;
+    enum grad_loss kind;
+    enum grad_sum sum;
     /* Out: the mean loss of the targets; influence, added to: [n_layers, n_heads, n_blocks]. */
     double loss;
     double *band, *sink;

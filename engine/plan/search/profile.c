@@ -217,6 +217,8 @@ static int run_item(struct runner *r, struct profile_length *at,
                                   .row = row,
                                   .target = item->ids + first,
                                   .n_targets = n - first,
+                                  .kind =
+                                      r->o->log_odds ? GRAD_LOSS_LOG_ODDS : GRAD_LOSS_CROSS_ENTROPY,
                                   .band = calloc(n_sums, sizeof(double)),
                                   .sink = calloc(n_sums, sizeof(double))};
     int rc;

@@ -177,7 +177,7 @@ static int add_spans(struct strbuf *out, const struct report *r, struct err *err
     for (int layer = 0; layer < m->n_layers; layer++)
         if (m->window[layer] < KV_WINDOW_ALL)
             plan_set_window(plan, layer, m->window[layer]);
-    snprintf(title, sizeof(title), "spans at %d tokens, density %.4f", n, plan_kv_density(plan, n));
+    snprintf(title, sizeof(title), "plan %d", r->chosen);
     plan_draw_svg(plan, title, n, out);
     plan_free(plan);
     return 0;
@@ -235,11 +235,12 @@ static void add_page(struct strbuf *out, const struct report *r, const char *fro
                      const char *spans)
 {
     strbuf_addstr(
-        out, "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>spand-plan</title>"
-             "<style>body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;"
-             "color:#1f2933}table{border-collapse:collapse;font-size:13px}td,th{border:1px solid "
-             "#d5dbe1;padding:3px 9px;text-align:right}pre{background:#f2f4f6;padding:1em;overflow:"
-             "auto}.chosen{background:#ffe8dc}svg{max-width:100%;height:auto}</style>\n<h1>");
+        out,
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>spand-plan</title>"
+        "<style>body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;"
+        "color:#1f2933}table{border-collapse:collapse;font-size:13px}td,th{border:1px solid "
+        "#d5dbe1;padding:3px 9px;text-align:right}pre{background:#f2f4f6;padding:1em;white-space:"
+        "pre-wrap}.chosen{background:#ffe8dc}svg{max-width:100%;height:auto}</style>\n<h1>");
     add_escaped(out, r->o->config->model);
     strbuf_addf(out, ", density %.4g</h1>\n<p>spand %s (%s). Plan %d was written to <code>",
                 r->o->density, build_version(), build_commit(), r->chosen);

@@ -113,5 +113,6 @@ void search_key_items(struct strbuf *out, const struct search_options *o)
 void search_key_profile(struct strbuf *out, const struct search_options *o)
 {
     search_key_items(out, o);
-    strbuf_addf(out, " whole=%d", o->whole_context_loss);
+    strbuf_addf(out, " whole=%d odds=%d sums=%d", o->whole_context_loss, o->log_odds,
+                o->block_sums);
 }

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MAX_ROWS 64 /* validated plans and baselines */
 
@@ -318,6 +319,18 @@ static int finish(struct search *s, const char *command, struct err *err)
     return rc == 0 ? report_write(&report, err) : rc;
 }
 
+/* Whether the plan can be written is asked before the work, not after. */
+static int check_output(const char *path, struct err *err)
+{
+    const char *slash = strrchr(path, '/');
+    char dir[4096];
+
+    snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    if (access(*dir ? dir : "/", W_OK) < 0)
+        return err_set_errno(err, ERR_IO, errno, "%s: cannot write there", path);
+    return 0;
+}
+
 static int make_dir(const char *dir, struct err *err)
 {
     if (mkdir(dir, 0755) < 0 && errno != EEXIST)
@@ -336,7 +349,9 @@ int search_run(const struct search_options *o, enum search_stage until, const ch
         return err_set(err, ERR_NO_ROOM, "out of memory");
     s->o = o;
     strbuf_init(&s->stages);
-    rc = make_dir(o->dir, err);
+    rc = check_output(o->output, err);
+    if (rc == 0)
+        rc = make_dir(o->dir, err);
     if (rc == 0)
         rc = calibrate(s, err);
     if (rc == 0 && until >= STAGE_PROFILE)
