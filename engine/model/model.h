@@ -59,7 +59,8 @@ int model_config_load(struct model_config *cfg, const char *dir, struct err *err
 
 /*
  * Writes the path of DIR/tokenizer.json. ERR_UNSUPPORTED names what the directory has instead
- * (tokenizer.model, vocab.json) and what converts it; ERR_NOT_FOUND when it has nothing.
+ * (tokenizer.model, vocab.json, weights that are not served) and what converts it; ERR_NOT_FOUND
+ * when it has nothing.
  */
 int model_tokenizer_path(char *path, size_t size, const char *dir, struct err *err);
 

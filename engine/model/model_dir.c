@@ -4,6 +4,7 @@
  */
 #include "base/err.h"
 #include "engine/model/model.h"
+#include "engine/model/weights_dir.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -23,6 +24,8 @@ int model_tokenizer_path(char *path, size_t size, const char *dir, struct err *e
         {"vocab.json", "save it with a fast tokenizer of transformers"},
         {"spiece.model", "only BPE is served"},
     };
+    struct weights_dir *weights = NULL;
+    struct err other_kind = {0};
 
     if (has_file(path, size, dir, "tokenizer.json"))
         return 0;
@@ -32,5 +35,9 @@ int model_tokenizer_path(char *path, size_t size, const char *dir, struct err *e
                            "model dir %s: the tokenizer is in %s, want tokenizer.json; %s", dir,
                            others[i].name, others[i].hint);
     }
+    /* A directory of another kind lacks this file too; its kind is what must be said. */
+    if (weights_dir_open(&weights, dir, &other_kind) == ERR_UNSUPPORTED)
+        return err_set(err, ERR_UNSUPPORTED, "%s", other_kind.msg);
+    weights_dir_close(weights);
     return err_set(err, ERR_NOT_FOUND, "model dir %s: no tokenizer.json", dir);
 }
