@@ -21,7 +21,7 @@
 #define MMA_HEADS        8 /* query heads of a part on tensor cores */
 #define ITEM_SLOTS       4 /* items known ahead of the finishers */
 #define MAX_STAGES       16
-#define MIN_STAGES       3 /* one is read, one is there, one is on its way */
+#define MIN_STAGES       2 /* one is read, one is on its way */
 #define MAX_PAGE_ENTRIES 256
 #define N_FINISHERS      4
 #define STATE_BARRIER    1 /* named barrier of the finishers */
