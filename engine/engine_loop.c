@@ -110,7 +110,7 @@ static int compute(struct engine *e, const struct sched_step *step, struct err *
 {
     const struct backend_ops *ops = e->be->ops;
     const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
-    int rc = kv_memory_upload(&e->kv_memory, &e->kv, err);
+    int rc = kv_memory_upload(&e->kv_memory, &e->kv, err), end_rc;
 
     if (rc == 0)
         rc = batch_upload(&e->batch, err);
@@ -121,14 +121,13 @@ static int compute(struct engine *e, const struct sched_step *step, struct err *
     rc = model_forward(e->model, &e->batch.device, &e->kv_memory.view, rope_len, err);
     sampler_fill_masks(&e->sampler); /* while the device works */
     if (rc == 0 && step->n_logits)
-        rc = sampler_run(&e->sampler, model_logits(e->model), err);
+        rc =
+            sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &e->results, err);
+    end_rc = ops->step_end(e->be, err);
     if (rc == 0)
-        rc = ops->step_end(e->be, err);
-    else
-        ops->step_end(e->be, NULL); /* the first error counts */
-    if (rc == 0 && step->n_logits)
-        rc = sampler_fetch(&e->sampler, err);
-    return rc;
+        rc = end_rc;
+    end_rc = ops->step_wait(e->be, e->be->n_steps, err);
+    return rc < 0 ? rc : end_rc;
 }
 
 /* The requests of a step that failed end; those that had no row in it live on. */
@@ -149,7 +148,7 @@ static void take_prompt_logits(struct engine *e, const struct sched_item *item)
         int32_t pos = e->batch.pos[e->batch.logit_row[item->logit0 + k]] + 1;
 
         r->prompt_tokens[pos] =
-            sampler_token(&e->sampler, item->logit0 + k, r->sampling.n_prompt_logprobs);
+            sampler_token(&e->results, item->logit0 + k, r->sampling.n_prompt_logprobs);
     }
     if (r->prompt_tokens && !r->prompt_told && r->seq.n_done >= r->seq.n_prompt)
         r->prompt_told = r->prompt_ready = true;
@@ -176,7 +175,7 @@ static int take_item(struct engine *e, const struct sched_item *item, int64_t no
         return 0;
     }
     token =
-        sampler_token(&e->sampler, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
+        sampler_token(&e->results, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
     reason = request_push_token(r, &token, now_ns);
     e->sampler.mask_ns += r->filter.take_ns;
     r->filter.take_ns = 0;

@@ -283,6 +283,8 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
     if (rc == 0)
         rc = sampler_init(&e->sampler, e->be, &sampler, err);
     if (rc == 0)
+        rc = sampler_results_init(&e->results, e->be, max_logits, err);
+    if (rc == 0)
         rc = step_trace_open(&e->trace, config->trace, err);
     return rc;
 }
@@ -451,6 +453,7 @@ void engine_parts_close(struct engine *e)
     free(e->live.free_idx);
     free(e->drained);
     step_trace_close(e->trace);
+    sampler_results_release(&e->results);
     sampler_release(&e->sampler);
     batch_release(&e->batch);
     scheduler_release(&e->sched);

@@ -78,6 +78,7 @@ struct engine {
     struct scheduler sched;
     struct batch batch;
     struct sampler sampler;
+    struct sampler_results results;
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */
