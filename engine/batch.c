@@ -70,12 +70,12 @@ void batch_release(struct batch *b)
 static void build_item(struct batch *b, const struct sched_item *item)
 {
     const struct sched_seq *seq = item->seq;
-    int32_t last, at = item->logit0;
+    int32_t at = item->logit0;
 
     for (int32_t r = 0; r < item->n_rows; r++) {
         int32_t pos = item->pos0 + r;
 
-        b->token[item->row0 + r] = seq->tokens[pos];
+        b->token[item->row0 + r] = pos < seq->n_tokens ? seq->tokens[pos] : -1;
         b->pos[item->row0 + r] = pos;
         b->slot[item->row0 + r] = seq->slot;
         b->rope_len[item->row0 + r] = item->is_decode ? pos + 1 : seq->n_prompt;
@@ -83,12 +83,8 @@ static void build_item(struct batch *b, const struct sched_item *item)
     if (!item->is_decode)
         b->chunks[b->device.n_chunks++] = (struct step_chunk){
             .slot = seq->slot, .row0 = item->row0, .n_rows = item->n_rows, .pos0 = item->pos0};
-    /* The prompt's last row has no next prompt token to report on. */
-    last = item->pos0 + item->n_rows;
-    if (last == seq->n_prompt)
-        last--;
-    for (int32_t pos = last - item->n_prompt_logits; pos < last; pos++)
-        b->logit_row[at++] = item->row0 + pos - item->pos0;
+    for (int32_t k = 0; k < item->n_prompt_logits; k++)
+        b->logit_row[at++] = item->row0 + sched_item_logit_pos(item, k) - item->pos0;
     if (item->samples)
         b->logit_row[at++] = item->row0 + item->n_rows - 1;
 }

@@ -28,7 +28,7 @@ int batch_init(struct batch *b, struct backend *be, int max_rows, int max_logits
                struct err *err);
 void batch_release(struct batch *b);
 
-/* Fills the host arrays from what the scheduler planned. */
+/* Fills the host arrays from what the scheduler planned; tokens still to come are -1. */
 void batch_build(struct batch *b, const struct sched_step *step);
 
 /* Copies them to the device. */

@@ -127,7 +127,7 @@ static int32_t add_mask(struct sampler *s, struct request *r)
 void sampler_add_draw(struct sampler *s, struct request *r)
 {
     const struct sampling_params *p = &r->sampling;
-    bool too_short = request_n_generated(r) < p->min_tokens;
+    bool too_short = sched_seq_len(&r->seq) - r->seq.n_prompt < p->min_tokens;
     const struct sample_bias *bias = too_short ? r->bias_min : r->bias;
     int n_bias = too_short ? r->n_bias_min : r->n_bias;
     int n_top = p->n_logprobs > 0 ? p->n_logprobs : 0;
@@ -143,7 +143,7 @@ void sampler_add_draw(struct sampler *s, struct request *r)
                                              .top_k = p->top_k,
                                              .seed = p->seed,
                                              .sample_idx = p->sample_idx,
-                                             .position = r->seq.n_tokens,
+                                             .position = sched_seq_len(&r->seq),
                                              .forced_token = -1,
                                              .n_top = n_top,
                                              .bias_at = s->n_bias,
