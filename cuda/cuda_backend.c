@@ -405,6 +405,7 @@ static void backend_close(struct backend *be)
         return;
     if (cb->stream)
         cudaStreamSynchronize(cb->stream);
+    cuda_graphs_close(cb);
     cuda_blas_close(cb->blas);
     cudaFree(cb->scratch_norm);
     cudaFree(cb->scratch_wide);
@@ -450,6 +451,8 @@ static const struct backend_ops cuda_ops = {
     .step_begin = step_begin,
     .step_end = step_end,
     .step_wait = step_wait,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
     .embed = op_embed,
     .attn_in = op_attn_in,
     .attn = op_attn,
@@ -582,6 +585,8 @@ int cuda_backend_open(struct backend **out, const struct backend_params *params,
         rc = scratch_open(cb, err);
     if (rc == 0)
         rc = cuda_hopper_open(cb, err);
+    if (rc == 0)
+        rc = cuda_graphs_open(cb, err);
     if (rc == 0)
         rc = cuda_blas_open(&cb->blas, cb, err);
     if (rc < 0)

@@ -21,6 +21,7 @@ extern "C" {
 #endif
 
 struct cuda_blas;
+struct cuda_graph;
 struct gemm_args;
 
 #define CUDA_STAGING_BYTES                                                                         \
@@ -64,6 +65,8 @@ struct cuda_backend {
     size_t staging_at; /* so far */
     cudaEvent_t step_begun[BACKEND_STEPS], step_ended[BACKEND_STEPS]; /* by number */
     int64_t n_waited;                                                 /* steps */
+    struct cuda_graph *graphs;                                        /* [max_rows + 1] by key */
+    struct cuda_graph *graph; /* the one that is being captured, or NULL */
     bool in_step;
     bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */
 };
@@ -101,6 +104,12 @@ int cuda_mem_weight_random(struct backend *be, struct weight *w, int n_out, int 
                            enum dtype dtype, bool is_matrix, uint64_t seed, uint32_t stream,
                            float scale, float offset, struct err *err);
 void cuda_mem_weight_free(struct backend *be, struct weight *w);
+
+/* cuda_graph.c */
+int cuda_graphs_open(struct cuda_backend *cb, struct err *err);
+void cuda_graphs_close(struct cuda_backend *cb);
+int cuda_graph_begin(struct backend *be, int key, struct err *err);
+int cuda_graph_end(struct backend *be, bool keep, struct err *err);
 
 /* cuda_blas.c: cuBLASLt, opened at run time so that the daemon starts without it. */
 int cuda_blas_open(struct cuda_blas **out, struct cuda_backend *cb, struct err *err);

@@ -323,6 +323,17 @@ struct backend_ops {
     int (*step_end)(struct backend *be, struct err *err);
     int (*step_wait)(struct backend *be, int64_t step, struct err *err);
 
+    /*
+     * Ops that come again with the same args, down to every number and address in them, are asked
+     * for between graph_begin() and graph_end(), under a key 1..max_rows that stands for those
+     * args. graph_begin() returns 1 when that has asked for them all, and graph_end() must not be
+     * called; 0 when they are to be called, then graph_end() with whether all succeeded. Only what
+     * lies in device memory may change from one time to the next: no uploads in between, and no
+     * prompt rows.
+     */
+    int (*graph_begin)(struct backend *be, int key, struct err *err);
+    int (*graph_end)(struct backend *be, bool keep, struct err *err);
+
     int (*embed)(struct backend *be, const struct embed_args *a, struct err *err);
     int (*attn_in)(struct backend *be, const struct attn_in_args *a, struct err *err);
     int (*attn)(struct backend *be, const struct attn_args *a, struct err *err);

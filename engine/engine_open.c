@@ -273,6 +273,7 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
 
     if (config->run_ahead == CONFIG_RUN_AHEAD_AUTO)
         on = e->be->is_async;
+    e->use_graphs = config->cuda_graphs;
     e->run_ahead = on ? BACKEND_STEPS - 1 : 0;
     if (rc == 0 && config->prefix_cache) {
         rc = prefix_cache_init(&e->cache, &e->kv, err);

@@ -93,7 +93,8 @@ struct engine {
     struct engine_step steps[BACKEND_STEPS]; /* a ring of */
     int first_step, n_queued;                /* those on their way */
     int run_ahead;                           /* how many may be when one is to be taken */
-    int64_t step_end_ns;                     /* when the last one was taken */
+    bool use_graphs;
+    int64_t step_end_ns; /* when the last one was taken */
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */

@@ -93,11 +93,34 @@ static void add_logit_rows(struct engine *e, const struct sched_step *step)
     CHECK(e->sampler.n_rows == step->n_logits);
 }
 
+/*
+ * The forward pass. Steps of decode rows that all sample are the same but for what lies in the
+ * batch's arrays, which never move: their number is the key of a graph.
+ */
+static int forward(struct engine *e, struct err *err)
+{
+    const struct backend_ops *ops = e->be->ops;
+    const struct step_batch *b = &e->batch.device;
+    const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
+    bool is_graph =
+        e->use_graphs && !rope_len && b->n_decode == b->n_rows && b->n_logits == b->n_rows;
+    int rc = is_graph ? ops->graph_begin(e->be, b->n_rows, err) : 0;
+
+    if (rc)
+        return rc < 0 ? rc : 0;
+    rc = model_forward(e->model, b, &e->kv_memory.view, rope_len, err);
+    if (is_graph) {
+        int end_rc = ops->graph_end(e->be, rc == 0, err);
+
+        rc = rc < 0 ? rc : end_rc;
+    }
+    return rc;
+}
+
 /* Queues what was planned; results come to step->results. */
 static int compute(struct engine *e, struct engine_step *step, struct err *err)
 {
     const struct backend_ops *ops = e->be->ops;
-    const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
     int rc = kv_memory_upload(&e->kv_memory, &e->kv, err), end_rc;
 
     if (rc == 0)
@@ -106,7 +129,7 @@ static int compute(struct engine *e, struct engine_step *step, struct err *err)
         rc = ops->step_begin(e->be, &e->batch.device, err);
     if (rc < 0)
         return rc;
-    rc = model_forward(e->model, &e->batch.device, &e->kv_memory.view, rope_len, err);
+    rc = forward(e, err);
     sampler_fill_masks(&e->sampler); /* while the device works */
     if (rc == 0 && e->sampler.n_rows)
         rc = sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &step->results,
