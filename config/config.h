@@ -38,6 +38,7 @@ enum config_type {
 
 /* The order of the words in config_keys.h. */
 enum config_dtype { CONFIG_DTYPE_AUTO, CONFIG_DTYPE_F32, CONFIG_DTYPE_BF16, CONFIG_DTYPE_F16 };
+enum config_run_ahead { CONFIG_RUN_AHEAD_AUTO, CONFIG_RUN_AHEAD_OFF, CONFIG_RUN_AHEAD_ON };
 enum config_weights { CONFIG_WEIGHTS_FILE, CONFIG_WEIGHTS_RANDOM };
 enum config_sampling_defaults { CONFIG_SAMPLING_DEFAULTS_OPENAI, CONFIG_SAMPLING_DEFAULTS_MODEL };
 enum config_prefix_cache_scope { CONFIG_PREFIX_CACHE_SCOPE_SERVER, CONFIG_PREFIX_CACHE_SCOPE_KEY };

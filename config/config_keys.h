@@ -94,6 +94,13 @@ CONFIG_KEY(
     ENUM, scheduling, "arrival", 0, 0, "arrival priority",
     "Who is served first. arrival is strictly in turn, and a request that names a priority is "
     "refused; priority serves lower numbers of the field priority sooner, equal ones in turn.")
+CONFIG_KEY(ENUM, run_ahead, "auto", 0, 0, "auto off on",
+           "Whether a step is queued while the one before it still computes, and its tokens are "
+           "known to the device alone. auto does so on a GPU, which then never waits for the host; "
+           "on the CPU it gains nothing and delays each token by a step. The answers are the same.")
+CONFIG_KEY(BOOL, cuda_graphs, "true", 0, 0, "",
+           "On a GPU, keeps the launches of a decode step as one CUDA graph for each number of "
+           "sequences, and replays it. Off, every kernel is launched by itself.")
 CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
            "How many requests may wait for a seat. Beyond it a request is refused with status "
            "429 and a Retry-After header.")

@@ -351,9 +351,26 @@ static int op_kv_copy(struct backend *be, const struct kv_copy_args *a, struct e
     return kv_copy_launch(of(be), a, err);
 }
 
+static int step_wait(struct backend *be, int64_t step, struct err *err)
+{
+    struct cuda_backend *cb = of(be);
+
+    CHECK(step <= be->n_steps);
+    while (cb->n_waited < step) {
+        int at = (int)(++cb->n_waited % BACKEND_STEPS);
+        float ms;
+
+        CUDA_TRY(err, cudaEventSynchronize(cb->step_ended[at]));
+        CUDA_TRY(err, cudaEventElapsedTime(&ms, cb->step_begun[at], cb->step_ended[at]));
+        be->steps_ns += (int64_t)((double)ms * 1e6);
+    }
+    return 0;
+}
+
 static int step_begin(struct backend *be, const struct step_batch *batch, struct err *err)
 {
     struct cuda_backend *cb = of(be);
+    int rc;
 
     if (batch->n_rows > cb->params.max_rows || batch->n_logits > cb->params.max_logits)
         return err_set(err, ERR_INVALID, "step of %d rows and %d logits, opened for %d and %d",
@@ -362,6 +379,10 @@ static int step_begin(struct backend *be, const struct step_batch *batch, struct
         return err_set(err, ERR_INVALID, "step of %d decode rows, opened for %d", batch->n_decode,
                        cb->max_decode);
     CUDA_TRY(err, cudaSetDevice(cb->device)); /* the thread that opened may be another one */
+    rc = step_wait(be, be->n_steps + 1 - BACKEND_STEPS, err);
+    if (rc < 0)
+        return rc;
+    CUDA_TRY(err, cudaEventRecord(cb->step_begun[(be->n_steps + 1) % BACKEND_STEPS], cb->stream));
     cb->in_step = true;
     cb->plan.valid = false;
     cb->gained_by = NULL;
@@ -374,7 +395,8 @@ static int step_end(struct backend *be, struct err *err)
 
     cb->in_step = false;
     cb->plan.valid = false;
-    CUDA_TRY(err, cudaStreamSynchronize(cb->stream));
+    be->n_steps++;
+    CUDA_TRY(err, cudaEventRecord(cb->step_ended[be->n_steps % BACKEND_STEPS], cb->stream));
     return 0;
 }
 
@@ -386,6 +408,7 @@ static void backend_close(struct backend *be)
         return;
     if (cb->stream)
         cudaStreamSynchronize(cb->stream);
+    cuda_graphs_close(cb);
     cuda_blas_close(cb->blas);
     cudaFree(cb->scratch_norm);
     cudaFree(cb->scratch_wide);
@@ -402,6 +425,12 @@ static void backend_close(struct backend *be)
         cudaFreeHost(cb->staging[i]);
         if (cb->staging_free[i])
             cudaEventDestroy(cb->staging_free[i]);
+    }
+    for (int i = 0; i < BACKEND_STEPS; i++) {
+        if (cb->step_begun[i])
+            cudaEventDestroy(cb->step_begun[i]);
+        if (cb->step_ended[i])
+            cudaEventDestroy(cb->step_ended[i]);
     }
     if (cb->stream)
         cudaStreamDestroy(cb->stream);
@@ -429,6 +458,9 @@ static const struct backend_ops cuda_ops = {
     .free = cuda_mem_free,
     .upload = cuda_mem_upload,
     .download = cuda_mem_download,
+    .host_alloc = cuda_mem_host_alloc,
+    .host_free = cuda_mem_host_free,
+    .fetch = cuda_mem_fetch,
     .weight_load = cuda_mem_weight_load,
     .weight_random = cuda_mem_weight_random,
     .weight_free = cuda_mem_weight_free,
@@ -436,6 +468,9 @@ static const struct backend_ops cuda_ops = {
     .read_bandwidth = read_bandwidth,
     .step_begin = step_begin,
     .step_end = step_end,
+    .step_wait = step_wait,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
     .embed = op_embed,
     .attn_in = op_attn_in,
     .attn = op_attn,
@@ -534,6 +569,10 @@ static int scratch_open(struct cuda_backend *cb, struct err *err)
         CUDA_TRY(err, cudaHostAlloc(&cb->staging[i], CUDA_STAGING_BYTES, cudaHostAllocDefault));
         CUDA_TRY(err, cudaEventCreateWithFlags(&cb->staging_free[i], cudaEventDisableTiming));
     }
+    for (int i = 0; i < BACKEND_STEPS; i++) {
+        CUDA_TRY(err, cudaEventCreate(&cb->step_begun[i]));
+        CUDA_TRY(err, cudaEventCreate(&cb->step_ended[i]));
+    }
     return 0;
 }
 
@@ -547,6 +586,7 @@ int cuda_backend_open(struct backend **out, const struct backend_params *params,
         return err_set(err, ERR_NO_ROOM, "cuda backend: out of memory");
     cb->base.ops = &cuda_ops;
     cb->base.act_dtype = params->dtype;
+    cb->base.is_async = true;
     cb->params = *params;
     cb->sync_launches = sync && *sync && *sync != '0';
     if (params->max_rows < 1 || params->max_dim < 1) {
@@ -563,6 +603,8 @@ int cuda_backend_open(struct backend **out, const struct backend_params *params,
         rc = scratch_open(cb, err);
     if (rc == 0)
         rc = cuda_hopper_open(cb, err);
+    if (rc == 0)
+        rc = cuda_graphs_open(cb, err);
     if (rc == 0)
         rc = cuda_blas_open(&cb->blas, cb, err);
     if (rc < 0)

@@ -1,7 +1,7 @@
 /*
  * cuda_backend - the private face of the CUDA backend: its state and one launcher per op.
  *
- * Engine thread only. Everything is queued on one stream; step_end() and download() wait for it.
+ * Engine thread only. Everything is queued on one stream; step_wait() and download() wait for it.
  * All scratch memory is taken at open from the caps of backend_params, but for the small work lists
  * of attention, whose size needs the kv_view: they are taken by the first step.
  */
@@ -21,6 +21,7 @@ extern "C" {
 #endif
 
 struct cuda_blas;
+struct cuda_graph;
 struct gemm_args;
 
 #define CUDA_STAGING_BYTES                                                                         \
@@ -60,6 +61,12 @@ struct cuda_backend {
     const struct weight *gained_by; /* the gain that `gained` was made with; NULL: there is none */
     void *staging[2];               /* pinned, CUDA_STAGING_BYTES each */
     cudaEvent_t staging_free[2];
+    int staging_turn;  /* the buffer that is being filled, */
+    size_t staging_at; /* so far */
+    cudaEvent_t step_begun[BACKEND_STEPS], step_ended[BACKEND_STEPS]; /* by number */
+    int64_t n_waited;                                                 /* steps */
+    struct cuda_graph *graphs;                                        /* [max_rows + 1] by key */
+    struct cuda_graph *graph; /* the one that is being captured, or NULL */
     bool in_step;
     bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */
 };
@@ -87,6 +94,9 @@ void cuda_mem_free(struct backend *be, void *ptr);
 int cuda_mem_upload(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err);
 int cuda_mem_download(struct backend *be, void *host, const void *src, size_t bytes,
                       struct err *err);
+int cuda_mem_host_alloc(struct backend *be, void **out, size_t bytes, struct err *err);
+void cuda_mem_host_free(struct backend *be, void *ptr);
+int cuda_mem_fetch(struct backend *be, void *host, const void *src, size_t bytes, struct err *err);
 size_t cuda_mem_room(struct backend *be);
 int cuda_mem_weight_load(struct backend *be, struct weight *w, const struct weight_part *parts,
                          int n_parts, enum dtype dtype, bool is_matrix, struct err *err);
@@ -94,6 +104,12 @@ int cuda_mem_weight_random(struct backend *be, struct weight *w, int n_out, int 
                            enum dtype dtype, bool is_matrix, uint64_t seed, uint32_t stream,
                            float scale, float offset, struct err *err);
 void cuda_mem_weight_free(struct backend *be, struct weight *w);
+
+/* cuda_graph.c */
+int cuda_graphs_open(struct cuda_backend *cb, struct err *err);
+void cuda_graphs_close(struct cuda_backend *cb);
+int cuda_graph_begin(struct backend *be, int key, struct err *err);
+int cuda_graph_end(struct backend *be, bool keep, struct err *err);
 
 /* cuda_blas.c: cuBLASLt, opened at run time so that the daemon starts without it. */
 int cuda_blas_open(struct cuda_blas **out, struct cuda_backend *cb, struct err *err);

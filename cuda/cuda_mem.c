@@ -1,9 +1,9 @@
 /*
  * cuda_mem - device memory, copies, and weights on their way from files to the GPU.
  *
- * Weights pass through two pinned buffers: one is filled (and converted), by several threads, while
- * the other is under way. Those threads live for one buffer; everything else is the engine
- * thread's.
+ * Everything on its way up passes through two pinned buffers in turn: one is filled while the other
+ * is under way. Weights are converted there, by several threads, which live for one buffer;
+ * everything else is the engine thread's.
  */
 #include "base/dtype.h"
 #include "cuda/cuda_backend.h"
@@ -40,12 +40,59 @@ void cuda_mem_free(struct backend *be, void *ptr)
     cudaFree(ptr);
 }
 
-/* host is pageable: the driver has copied it when the call returns. */
-int cuda_mem_upload(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err)
+int cuda_mem_host_alloc(struct backend *be, void **out, size_t bytes, struct err *err)
 {
     CUDA_TRY(err, cudaSetDevice(of(be)->device));
+    CUDA_TRY(err, cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocDefault));
+    return 0;
+}
+
+void cuda_mem_host_free(struct backend *be, void *ptr)
+{
+    (void)be;
+    cudaFreeHost(ptr);
+}
+
+int cuda_mem_fetch(struct backend *be, void *host, const void *src, size_t bytes, struct err *err)
+{
     if (bytes > 0)
-        CUDA_TRY(err, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, of(be)->stream));
+        CUDA_TRY(err, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, of(be)->stream));
+    return 0;
+}
+
+/*
+ * Room for `bytes`, at most CUDA_STAGING_BYTES, that the device may read until the other buffer is
+ * full too: far longer than a step, so that a step's uploads wait for nothing.
+ */
+static int stage(struct cuda_backend *cb, size_t bytes, void **out, struct err *err)
+{
+    if (bytes > CUDA_STAGING_BYTES - cb->staging_at) {
+        CUDA_TRY(err, cudaEventRecord(cb->staging_free[cb->staging_turn], cb->stream));
+        cb->staging_turn ^= 1;
+        cb->staging_at = 0;
+        CUDA_TRY(err, cudaEventSynchronize(cb->staging_free[cb->staging_turn]));
+    }
+    *out = (char *)cb->staging[cb->staging_turn] + cb->staging_at;
+    cb->staging_at += (bytes + 63) / 64 * 64;
+    return 0;
+}
+
+int cuda_mem_upload(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err)
+{
+    struct cuda_backend *cb = of(be);
+
+    CUDA_TRY(err, cudaSetDevice(cb->device));
+    for (size_t at = 0; at < bytes; at += CUDA_STAGING_BYTES) {
+        size_t now = bytes - at < CUDA_STAGING_BYTES ? bytes - at : CUDA_STAGING_BYTES;
+        void *room;
+        int rc = stage(cb, now, &room, err);
+
+        if (rc < 0)
+            return rc;
+        memcpy(room, (const char *)host + at, now);
+        CUDA_TRY(err,
+                 cudaMemcpyAsync((char *)dst + at, room, now, cudaMemcpyHostToDevice, cb->stream));
+    }
     return 0;
 }
 
@@ -125,23 +172,23 @@ static void convert_wide(void *dst, enum dtype dst_dtype, const void *src, enum 
     }
 }
 
-/* Copies n elements to dst, converted; *turn says which staging buffer is next. */
-static int stage_part(struct cuda_backend *cb, char *dst, enum dtype dtype, const char *src,
-                      enum dtype src_dtype, size_t n, int *turn, struct err *err)
+/* Copies n elements to dst, converted. */
+static int load_part(struct cuda_backend *cb, char *dst, enum dtype dtype, const char *src,
+                     enum dtype src_dtype, size_t n, struct err *err)
 {
     size_t at_once = CUDA_STAGING_BYTES / dtype_bytes(dtype);
 
     for (size_t done = 0; done < n; done += at_once) {
         size_t now = n - done < at_once ? n - done : at_once;
-        int b = *turn;
+        void *room;
+        int rc = stage(cb, now * dtype_bytes(dtype), &room, err);
 
-        *turn ^= 1;
-        CUDA_TRY(err, cudaEventSynchronize(cb->staging_free[b]));
-        convert_wide(cb->staging[b], dtype, src + done * dtype_bytes(src_dtype), src_dtype, now);
+        if (rc < 0)
+            return rc;
+        convert_wide(room, dtype, src + done * dtype_bytes(src_dtype), src_dtype, now);
         CUDA_TRY(err,
-                 cudaMemcpyAsync(dst + done * dtype_bytes(dtype), cb->staging[b],
-                                 now * dtype_bytes(dtype), cudaMemcpyHostToDevice, cb->stream));
-        CUDA_TRY(err, cudaEventRecord(cb->staging_free[b], cb->stream));
+                 cudaMemcpyAsync(dst + done * dtype_bytes(dtype), room, now * dtype_bytes(dtype),
+                                 cudaMemcpyHostToDevice, cb->stream));
     }
     return 0;
 }
@@ -149,7 +196,7 @@ static int stage_part(struct cuda_backend *cb, char *dst, enum dtype dtype, cons
 int cuda_mem_weight_load(struct backend *be, struct weight *w, const struct weight_part *parts,
                          int n_parts, enum dtype dtype, bool is_matrix, struct err *err)
 {
-    int n_out = 0, turn = 0, rc;
+    int n_out = 0, rc;
     char *dst;
 
     for (int i = 0; i < n_parts; i++)
@@ -163,7 +210,7 @@ int cuda_mem_weight_load(struct backend *be, struct weight *w, const struct weig
     for (int i = 0; i < n_parts && rc == 0; i++) {
         size_t n = (size_t)parts[i].n_out * parts[i].n_in;
 
-        rc = stage_part(of(be), dst, dtype, parts[i].host, parts[i].dtype, n, &turn, err);
+        rc = load_part(of(be), dst, dtype, parts[i].host, parts[i].dtype, n, err);
         dst += n * dtype_bytes(dtype);
     }
     if (rc < 0)

@@ -13,7 +13,8 @@
 
 struct embed_kernel_args {
     const uint4 *table;   /* [vocab_size, row_vecs] */
-    const int32_t *token; /* [n_rows] */
+    const int32_t *token; /* [n_rows]; < 0: slot_token[slot] */
+    const int32_t *slot, *slot_token;
     uint4 *x;             /* [n_rows, row_vecs] */
     int row_vecs, vocab_size;
 };
@@ -23,6 +24,8 @@ static __global__ void embed_kernel(const __grid_constant__ embed_kernel_args a)
 {
     int token = a.token[blockIdx.x];
 
+    if (token < 0 && a.slot_token)
+        token = a.slot_token[a.slot[blockIdx.x]];
     if ((unsigned)token >= (unsigned)a.vocab_size)
         token = 0;
     for (int i = threadIdx.x; i < a.row_vecs; i += blockDim.x)
@@ -40,6 +43,8 @@ int embed_launch(struct cuda_backend *cb, const struct embed_args *e, struct err
         return rc;
     k.table = (const uint4 *)e->table->data;
     k.token = e->batch->token;
+    k.slot = e->batch->slot;
+    k.slot_token = e->batch->slot_token;
     k.x = (uint4 *)e->x;
     k.row_vecs = (int)(dim * act / sizeof(uint4));
     k.vocab_size = e->table->n_out;

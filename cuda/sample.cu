@@ -478,6 +478,8 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         if (threadIdx.x == 0) {
             a.result[row].token = token;
             a.result[row].logprob = logprob_of(raw.at(token), raw_max, raw_sum);
+            if (a.slot_token && r.slot >= 0)
+                a.slot_token[r.slot] = token;
         }
     }
 }

@@ -9,6 +9,12 @@
  * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot.
  * The result of a row depends on its own sequence only, never on what else is in the step: not on
  * the number of rows, nor, for prompt rows, on where the chunks are cut.
+ *
+ * All that a backend is asked to do happens in the order of asking: uploads, ops, fetches. It may
+ * happen later than the call: a device goes on with a step while the host prepares the next one.
+ * So two steps may be queued, the second before the first one's results are known. Its embed takes
+ * the tokens that the first one samples from device memory (step_batch.slot_token), and it may
+ * write pages that the first one still reads.
  */
 #ifndef BACKEND_H
 #define BACKEND_H
@@ -43,6 +49,8 @@ struct weight_part {
     int n_out, n_in;
 };
 
+#define BACKEND_STEPS 2 /* steps that may be queued and not yet waited for */
+
 /* The rows of one step. All arrays are device memory, all are int32. */
 struct step_chunk {
     int32_t slot, row0, n_rows, pos0; /* rows row0.. hold positions pos0.. of the slot */
@@ -50,11 +58,13 @@ struct step_chunk {
 
 struct step_batch {
     int n_rows, n_decode, n_chunks, n_logits;
-    const int32_t *token;            /* [n_rows] */
+    const int32_t *token;            /* [n_rows]; < 0: slot_token[slot of the row] */
     const int32_t *pos;              /* [n_rows] */
     const int32_t *slot;             /* [n_rows] */
     const struct step_chunk *chunks; /* [n_chunks], ascending row0, covering n_decode..n_rows */
     const int32_t *logit_row;        /* [n_logits] rows whose logits are wanted */
+    const int32_t *slot_token;       /* [n_slots] the token that sample drew last for each slot;
+                                        NULL when all of `token` is known */
 };
 
 /* All KV memory, and where each slot's heads have their pages. */
@@ -80,7 +90,7 @@ struct norm_args {
     float eps;
 };
 
-/* x[r] = table[token[r]] */
+/* x[r] = table[token[r] >= 0 ? token[r] : slot_token[slot[r]]] */
 struct embed_args {
     const struct step_batch *batch;
     const struct weight *table; /* [vocab_size, dim] */
@@ -193,6 +203,7 @@ struct sample_row {
     int32_t bias_at, n_bias; /* range in args->bias */
     int32_t seen_at, n_seen; /* range in args->seen, tokens unique */
     int32_t mask;            /* 0: every token may be drawn; k: those of row k - 1 of args->mask */
+    int32_t slot; /* >= 0: the token goes to args->slot_token[slot] too; -1: it does not */
 };
 
 struct sample_result {
@@ -230,6 +241,7 @@ struct sample_args {
     const uint32_t
         *mask; /* device [n_masks, SAMPLE_MASK_WORDS(vocab_size)] bit t % 32 of word t / 32 */
     struct sample_result *result; /* device out [n_rows] */
+    int32_t *slot_token;          /* device out [n_slots], or NULL: no row has a slot */
     int32_t *top_token;           /* device out [n_rows, max_top], best first; -1 behind the end */
     float *top_logprob;           /* device out [n_rows, max_top], raw as above */
 };
@@ -269,8 +281,16 @@ struct backend_ops {
     /* Device memory, 64-byte aligned, not cleared. free accepts NULL. */
     int (*alloc)(struct backend *be, void **out, size_t bytes, struct err *err);
     void (*free)(struct backend *be, void *ptr);
+    /* host may change as soon as the call returns, dst does in its turn. */
     int (*upload)(struct backend *be, void *dst, const void *host, size_t bytes, struct err *err);
+    /* Waits for everything queued. */
     int (*download)(struct backend *be, void *host, const void *src, size_t bytes, struct err *err);
+
+    /* Host memory, 64-byte aligned, that the device writes by itself. host_free accepts NULL. */
+    int (*host_alloc)(struct backend *be, void **out, size_t bytes, struct err *err);
+    void (*host_free)(struct backend *be, void *ptr);
+    /* Queues a copy to such memory, which holds it when the step was waited for. */
+    int (*fetch)(struct backend *be, void *host, const void *src, size_t bytes, struct err *err);
 
     /*
      * Makes *w of parts stacked along n_out, converted to dtype. `is_matrix` weights are operands
@@ -299,8 +319,26 @@ struct backend_ops {
      */
     int (*read_bandwidth)(struct backend *be, double *bytes_per_s, struct err *err);
 
+    /*
+     * A step is what is asked for between begin and end. step_end() counts it in be->n_steps, and
+     * returns while it may still run; that is so even on failure, once begin has succeeded.
+     * step_wait() returns when step number `step`, and with it all before, has finished: 0, or why
+     * it failed. begin waits for the step BACKEND_STEPS before it.
+     */
     int (*step_begin)(struct backend *be, const struct step_batch *batch, struct err *err);
-    int (*step_end)(struct backend *be, struct err *err); /* everything queued has finished */
+    int (*step_end)(struct backend *be, struct err *err);
+    int (*step_wait)(struct backend *be, int64_t step, struct err *err);
+
+    /*
+     * Ops that come again with the same args, down to every number and address in them, are asked
+     * for between graph_begin() and graph_end(), under a key 1..max_rows that stands for those
+     * args. graph_begin() returns 1 when that has asked for them all, and graph_end() must not be
+     * called; 0 when they are to be called, then graph_end() with whether all succeeded. Only what
+     * lies in device memory may change from one time to the next: no uploads in between, and no
+     * prompt rows.
+     */
+    int (*graph_begin)(struct backend *be, int key, struct err *err);
+    int (*graph_end)(struct backend *be, bool keep, struct err *err);
 
     int (*embed)(struct backend *be, const struct embed_args *a, struct err *err);
     int (*attn_in)(struct backend *be, const struct attn_in_args *a, struct err *err);
@@ -317,6 +355,9 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     enum dtype act_dtype;
+    bool is_async;    /* steps run while the host goes on */
+    int64_t n_steps;  /* ended since open: the number of the last one */
+    int64_t steps_ns; /* the device's time for the steps known to have finished */
     struct op_cost cost[OP_COUNT];
     char description[256]; /* device, instruction sets or architecture, threads: for people */
 };

@@ -225,6 +225,7 @@ struct engine_stats {
     int64_t pages_total, pages_used;
     struct engine_pages pages; /* the used ones */
     int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */
+    int64_t device_ns;         /* of step_ns, while the device worked */
     int64_t waiting_tokens;
     int64_t n_rows, rows_counts[ENGINE_N_ROWS_EDGES + 1]; /* not cumulative; the last is the rest */
     bool healthy;

@@ -9,6 +9,7 @@
 #include "base/build_info.h"
 #include "base/clock.h"
 #include "config/config.h"
+#include "engine/engine_step.h"
 #include "engine/grammar/grammar.h"
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -267,8 +268,13 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
         .max_bias = config->max_batch * (REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
         .max_seen = sched.max_seen,
         .vocab_size = e->env.vocab_size};
+    bool on = config->run_ahead == CONFIG_RUN_AHEAD_ON;
     int rc = scheduler_init(&e->sched, &sched, &e->kv, err);
 
+    if (config->run_ahead == CONFIG_RUN_AHEAD_AUTO)
+        on = e->be->is_async;
+    e->use_graphs = config->cuda_graphs;
+    e->run_ahead = on ? BACKEND_STEPS - 1 : 0;
     if (rc == 0 && config->prefix_cache) {
         rc = prefix_cache_init(&e->cache, &e->kv, err);
         e->cache_refs = calloc((size_t)e->kv.pool.n_pages, sizeof(*e->cache_refs));
@@ -282,6 +288,8 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
                         config->max_batch, err);
     if (rc == 0)
         rc = sampler_init(&e->sampler, e->be, &sampler, err);
+    if (rc == 0)
+        rc = engine_steps_init(e, config->max_batch, max_logits, err);
     if (rc == 0)
         rc = step_trace_open(&e->trace, config->trace, err);
     return rc;
@@ -451,6 +459,7 @@ void engine_parts_close(struct engine *e)
     free(e->live.free_idx);
     free(e->drained);
     step_trace_close(e->trace);
+    engine_steps_release(e);
     sampler_release(&e->sampler);
     batch_release(&e->batch);
     scheduler_release(&e->sched);

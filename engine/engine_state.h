@@ -40,6 +40,18 @@ struct live_table {
     int64_t n_bytes, max_bytes; /* of all of them */
 };
 
+/* A step on its way: queued, its results not yet taken. See engine_step.h. */
+struct engine_step {
+    struct sched_item *items; /* [n_items]; seq is NULL where nobody waits for the results */
+    int n_items, n_rows, n_decode;
+    struct sampler_results results;
+    bool blocks_next; /* it must be taken before another is planned */
+    int64_t number;   /* the backend's */
+    int64_t start_ns;
+    int rc; /* < 0: it could not be queued, err says why */
+    struct err err;
+};
+
 struct engine {
     /* Fixed after boot: any thread. */
     struct engine_hooks hooks;
@@ -78,6 +90,11 @@ struct engine {
     struct scheduler sched;
     struct batch batch;
     struct sampler sampler;
+    struct engine_step steps[BACKEND_STEPS]; /* a ring of */
+    int first_step, n_queued;                /* those on their way */
+    int run_ahead;                           /* how many may be when one is to be taken */
+    bool use_graphs;
+    int64_t step_end_ns; /* when the last one was taken */
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */

@@ -92,6 +92,15 @@ static inline int request_n_generated(const struct request *r)
 }
 
 /*
+ * Does drawing a token take the tokens before it on the host? Then a step that samples one must be
+ * taken before the request's next row can be planned. min_tokens and logit_bias are known without.
+ */
+static inline bool request_needs_token_on_host(const struct request *r)
+{
+    return r->counts.n_index > 0 || token_filter_needs_tokens(&r->filter);
+}
+
+/*
  * Takes a sampled token, whose id, logprob and top fields are set: appends it, works out its text
  * and whether it ends the request. Nothing is told yet.
  */

@@ -37,32 +37,22 @@ int sampler_init(struct sampler *s, struct backend *be, const struct sampler_par
         [DEV_SEEN] = (size_t)params->max_seen * sizeof(*s->seen),
         [DEV_MASK] = (size_t)params->max_batch * SAMPLE_MASK_WORDS((size_t)params->vocab_size) *
                      sizeof(*s->mask),
-        [DEV_RESULT] = n * sizeof(*s->result),
-        [DEV_TOP_TOKEN] = n * ENGINE_MAX_TOP * sizeof(*s->top_token),
-        [DEV_TOP_LOGPROB] = n * ENGINE_MAX_TOP * sizeof(*s->top_logprob),
+        [DEV_RESULT] = n * sizeof(struct sample_result),
+        [DEV_TOP_TOKEN] = n * ENGINE_MAX_TOP * sizeof(int32_t),
+        [DEV_TOP_LOGPROB] = n * ENGINE_MAX_TOP * sizeof(float),
     };
-    void *host[DEV_COUNT] = {NULL};
     int rc = 0;
 
     *s = (struct sampler){.params = *params, .be = be};
-    for (int i = 0; i < DEV_COUNT; i++)
-        host[i] = calloc(1, bytes[i]);
-    s->rows = host[DEV_ROWS];
-    s->bias = host[DEV_BIAS];
-    s->seen = host[DEV_SEEN];
-    s->mask = host[DEV_MASK];
-    s->result = host[DEV_RESULT];
-    s->top_token = host[DEV_TOP_TOKEN];
-    s->top_logprob = host[DEV_TOP_LOGPROB];
+    s->rows = calloc(1, bytes[DEV_ROWS]);
+    s->bias = calloc(1, bytes[DEV_BIAS]);
+    s->seen = calloc(1, bytes[DEV_SEEN]);
+    s->mask = calloc(1, bytes[DEV_MASK]);
     s->masked = calloc((size_t)params->max_batch, sizeof(*s->masked));
-    if (!s->masked)
-        rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d masks", params->max_batch);
-    for (int i = 0; i < DEV_COUNT && rc == 0; i++) {
-        if (!host[i])
-            rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d rows", params->max_logits);
-        else
-            rc = be->ops->alloc(be, &s->device[i], bytes[i], err);
-    }
+    if (!s->rows || !s->bias || !s->seen || !s->mask || !s->masked)
+        rc = err_set(err, ERR_NO_ROOM, "sampler: no memory for %d rows", params->max_logits);
+    for (int i = 0; i < DEV_COUNT && rc == 0; i++)
+        rc = be->ops->alloc(be, &s->device[i], bytes[i], err);
     if (rc < 0)
         sampler_release(s);
     return rc;
@@ -79,10 +69,36 @@ void sampler_release(struct sampler *s)
     free(s->seen);
     free(s->mask);
     free(s->masked);
-    free(s->result);
-    free(s->top_token);
-    free(s->top_logprob);
     *s = (struct sampler){0};
+}
+
+int sampler_results_init(struct sampler_results *r, struct backend *be, int max_logits,
+                         struct err *err)
+{
+    size_t n = (size_t)max_logits;
+    void *result = NULL, *top_token = NULL, *top_logprob = NULL;
+    int rc = be->ops->host_alloc(be, &result, n * sizeof(*r->result), err);
+
+    if (rc == 0)
+        rc = be->ops->host_alloc(be, &top_token, n * ENGINE_MAX_TOP * sizeof(*r->top_token), err);
+    if (rc == 0)
+        rc = be->ops->host_alloc(be, &top_logprob, n * ENGINE_MAX_TOP * sizeof(*r->top_logprob),
+                                 err);
+    *r = (struct sampler_results){
+        .result = result, .top_token = top_token, .top_logprob = top_logprob, .be = be};
+    if (rc < 0)
+        sampler_results_release(r);
+    return rc;
+}
+
+void sampler_results_release(struct sampler_results *r)
+{
+    if (!r || !r->be)
+        return;
+    r->be->ops->host_free(r->be, r->result);
+    r->be->ops->host_free(r->be, r->top_token);
+    r->be->ops->host_free(r->be, r->top_logprob);
+    *r = (struct sampler_results){0};
 }
 
 void sampler_begin(struct sampler *s)
@@ -111,7 +127,7 @@ static int32_t add_mask(struct sampler *s, struct request *r)
 void sampler_add_draw(struct sampler *s, struct request *r)
 {
     const struct sampling_params *p = &r->sampling;
-    bool too_short = request_n_generated(r) < p->min_tokens;
+    bool too_short = sched_seq_len(&r->seq) - r->seq.n_prompt < p->min_tokens;
     const struct sample_bias *bias = too_short ? r->bias_min : r->bias;
     int n_bias = too_short ? r->n_bias_min : r->n_bias;
     int n_top = p->n_logprobs > 0 ? p->n_logprobs : 0;
@@ -127,14 +143,15 @@ void sampler_add_draw(struct sampler *s, struct request *r)
                                              .top_k = p->top_k,
                                              .seed = p->seed,
                                              .sample_idx = p->sample_idx,
-                                             .position = r->seq.n_tokens,
+                                             .position = sched_seq_len(&r->seq),
                                              .forced_token = -1,
                                              .n_top = n_top,
                                              .bias_at = s->n_bias,
                                              .n_bias = n_bias,
                                              .seen_at = s->n_seen,
                                              .n_seen = r->counts.n_rows,
-                                             .mask = add_mask(s, r)};
+                                             .mask = add_mask(s, r),
+                                             .slot = r->seq.slot};
     if (n_bias)
         memcpy(&s->bias[s->n_bias], bias, (size_t)n_bias * sizeof(*bias));
     s->n_bias += n_bias;
@@ -155,7 +172,8 @@ void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
                                              .forced_token = r->tokens[pos],
                                              .n_top = n_top,
                                              .bias_at = s->n_bias,
-                                             .seen_at = s->n_seen};
+                                             .seen_at = s->n_seen,
+                                             .slot = -1};
 }
 
 void sampler_fill_masks(struct sampler *s)
@@ -178,7 +196,13 @@ static int upload(struct sampler *s, int which, const void *host, size_t bytes, 
     return bytes ? s->be->ops->upload(s->be, s->device[which], host, bytes, err) : 0;
 }
 
-int sampler_run(struct sampler *s, float *logits, struct err *err)
+static int fetch(struct sampler *s, void *host, int which, size_t bytes, struct err *err)
+{
+    return s->be->ops->fetch(s->be, host, s->device[which], bytes, err);
+}
+
+int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sampler_results *out,
+                struct err *err)
 {
     struct sample_args args = {.n_rows = s->n_rows,
                                .vocab_size = s->params.vocab_size,
@@ -189,10 +213,14 @@ int sampler_run(struct sampler *s, float *logits, struct err *err)
                                .seen = s->device[DEV_SEEN],
                                .mask = s->device[DEV_MASK],
                                .result = s->device[DEV_RESULT],
+                               .slot_token = slot_token,
                                .top_token = s->device[DEV_TOP_TOKEN],
                                .top_logprob = s->device[DEV_TOP_LOGPROB]};
-    int rc = upload(s, DEV_ROWS, s->rows, (size_t)s->n_rows * sizeof(*s->rows), err);
+    size_t n = (size_t)s->n_rows, n_top = n * s->max_top;
+    int rc = upload(s, DEV_ROWS, s->rows, n * sizeof(*s->rows), err);
 
+    out->n_rows = s->n_rows;
+    out->max_top = s->max_top;
     if (rc == 0)
         rc = upload(s, DEV_BIAS, s->bias, (size_t)s->n_bias * sizeof(*s->bias), err);
     if (rc == 0)
@@ -200,38 +228,30 @@ int sampler_run(struct sampler *s, float *logits, struct err *err)
     if (rc == 0)
         rc = upload(s, DEV_MASK, s->mask, (size_t)s->n_masks * mask_words(s) * sizeof(*s->mask),
                     err);
-    return rc < 0 ? rc : s->be->ops->sample(s->be, &args, err);
-}
-
-int sampler_fetch(struct sampler *s, struct err *err)
-{
-    const struct backend_ops *ops = s->be->ops;
-    size_t n_top = (size_t)s->n_rows * s->max_top;
-    int rc = ops->download(s->be, s->result, s->device[DEV_RESULT],
-                           (size_t)s->n_rows * sizeof(*s->result), err);
-
+    if (rc == 0)
+        rc = s->be->ops->sample(s->be, &args, err);
+    if (rc == 0)
+        rc = fetch(s, out->result, DEV_RESULT, n * sizeof(*out->result), err);
     if (rc == 0 && n_top)
-        rc = ops->download(s->be, s->top_token, s->device[DEV_TOP_TOKEN],
-                           n_top * sizeof(*s->top_token), err);
+        rc = fetch(s, out->top_token, DEV_TOP_TOKEN, n_top * sizeof(*out->top_token), err);
     if (rc == 0 && n_top)
-        rc = ops->download(s->be, s->top_logprob, s->device[DEV_TOP_LOGPROB],
-                           n_top * sizeof(*s->top_logprob), err);
+        rc = fetch(s, out->top_logprob, DEV_TOP_LOGPROB, n_top * sizeof(*out->top_logprob), err);
     return rc;
 }
 
-struct engine_token sampler_token(const struct sampler *s, int i, int n_top)
+struct engine_token sampler_token(const struct sampler_results *r, int i, int n_top)
 {
-    struct engine_token token = {.id = s->result[i].token, .logprob = NAN};
-    size_t at = (size_t)i * s->max_top;
+    struct engine_token token = {.id = r->result[i].token, .logprob = NAN};
+    size_t at = (size_t)i * r->max_top;
 
-    CHECK(i < s->n_rows);
-    CHECK(n_top <= s->max_top || n_top <= 0);
+    CHECK(i < r->n_rows);
+    CHECK(n_top <= r->max_top || n_top <= 0);
     if (n_top < 0)
         return token;
-    token.logprob = s->result[i].logprob;
-    for (int k = 0; k < n_top && s->top_token[at + k] >= 0; k++) {
-        token.top_id[k] = s->top_token[at + k];
-        token.top_logprob[k] = s->top_logprob[at + k];
+    token.logprob = r->result[i].logprob;
+    for (int k = 0; k < n_top && r->top_token[at + k] >= 0; k++) {
+        token.top_id[k] = r->top_token[at + k];
+        token.top_logprob[k] = r->top_logprob[at + k];
         token.n_top++;
     }
     return token;

@@ -98,6 +98,7 @@ void scheduler_add(struct scheduler *s, struct sched_seq *seq)
     CHECK(seq->need.n_limit >= seq->n_prompt);
     CHECK(scheduler_could_hold(s, seq));
     seq->state = SEQ_WAITING;
+    seq->n_pending = 0;
     seq->n_done = 0;
     seq->n_logits_done = seq->first_logits_row;
     seq->n_cached = 0;
@@ -175,7 +176,8 @@ static struct sched_item *add_item(struct scheduler *s, struct sched_seq *seq, i
                                 .logit0 = step->n_logits};
     step->n_rows += n_rows;
     /* A row gives a token only where the sequence ends, and only when one is still wanted. */
-    item->samples = seq->n_done + n_rows == seq->n_tokens && seq->n_tokens < seq->need.n_limit;
+    item->samples =
+        seq->n_done + n_rows == sched_seq_len(seq) && sched_seq_len(seq) < seq->need.n_limit;
     return item;
 }
 
@@ -187,8 +189,8 @@ static void plan_decode_rows(struct scheduler *s)
 
         if (seq->state != SEQ_DECODE)
             continue;
-        CHECK(seq->n_done < seq->n_tokens);
-        CHECK(seq->n_tokens < seq->need.n_limit);
+        CHECK(seq->n_done < sched_seq_len(seq));
+        CHECK(sched_seq_len(seq) < seq->need.n_limit);
         if (!make_room(s, seq, seq->n_done + 1)) {
             s->step.n_stalled++;
             continue;
@@ -254,6 +256,8 @@ static struct sched_seq *admit_next(struct scheduler *s)
     int slot;
 
     if (!seq || s->running.n == s->params.max_batch)
+        return NULL;
+    if (seq->n_pending) /* preempted: the replay needs all its tokens */
         return NULL;
     if (s->n_seen + seq->n_seen_max > s->params.max_seen)
         return NULL;
@@ -370,7 +374,7 @@ static void keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
                                             seq->tokens + (int64_t)p * page, seq->slot, p);
 }
 
-void scheduler_done(struct scheduler *s)
+void scheduler_queued(struct scheduler *s)
 {
     for (int i = 0; i < s->step.n_items; i++) {
         const struct sched_item *item = &s->step.items[i];
@@ -378,19 +382,23 @@ void scheduler_done(struct scheduler *s)
 
         CHECK(seq->n_done == item->pos0);
         seq->n_done += item->n_rows;
+        seq->n_pending += item->samples;
         if (s->cache && seq->shares_prefix && !item->is_decode)
             keep_pages(s, seq, item->pos0);
         if (seq->n_done > seq->n_logits_done)
             seq->n_logits_done = min32(seq->n_done, seq->n_prompt);
-        if (seq->n_done >= seq->n_prompt)
-            seq->state = SEQ_DECODE;
+        if (seq->n_done < seq->n_prompt)
+            continue;
+        seq->state = SEQ_DECODE;
+        if (sched_seq_len(seq) == seq->need.n_limit)
+            scheduler_remove(s, seq);
     }
 }
 
 void scheduler_push_token(struct sched_seq *seq)
 {
-    CHECK(seq->state == SEQ_DECODE);
-    CHECK(seq->n_done == seq->n_tokens);
+    CHECK(seq->n_pending > 0);
     CHECK(seq->n_tokens < seq->need.n_limit);
+    seq->n_pending--;
     seq->n_tokens++;
 }

@@ -17,6 +17,11 @@
  *   prefixes    a newcomer whose prompt begins like one that is being computed waits until the
  * common pages are done, then shares them: n samples of a prompt compute it once
  *
+ * A step may be planned before the tokens of the one before it are known: a sequence counts the
+ * tokens that queued rows will give it, and whoever goes on to its end leaves when the last of them
+ * is queued. Who stops sooner has a row too many, whose result nobody takes. Pages given back are
+ * taken again at once: what is queued later runs later.
+ *
  * The engine thread owns the scheduler and every sched_seq in it.
  */
 #ifndef SCHEDULER_H
@@ -45,7 +50,8 @@ struct sched_seq {
 
     /* The scheduler's own. */
     enum seq_state state;
-    int32_t n_done;           /* positions whose keys are in the pages */
+    int32_t n_pending;        /* tokens that queued rows sample, to come on top of n_tokens */
+    int32_t n_done;           /* positions whose keys are in the pages, once all queued has run */
     int32_t first_logits_row; /* prompt rows before it need none */
     int32_t n_logits_done;    /* prompt rows whose logits were handed out */
     int slot;                 /* -1 unless running */
@@ -64,6 +70,15 @@ struct sched_item {
     bool samples;                    /* ... its last row, which gives the next token */
     bool is_decode;
 };
+
+/* The position of the row that the item's k-th prompt logits are of. */
+static inline int32_t sched_item_logit_pos(const struct sched_item *item, int32_t k)
+{
+    int32_t end = item->pos0 + item->n_rows;
+
+    /* The prompt's last row predicts no prompt token. */
+    return (end == item->seq->n_prompt ? end - 1 : end) - item->n_prompt_logits + k;
+}
 
 struct sched_step {
     struct sched_item *items; /* [n_items] decode rows first */
@@ -104,23 +119,35 @@ void scheduler_release(struct scheduler *s);
 /* Could it run alone? If not, it must not be added. */
 bool scheduler_could_hold(const struct scheduler *s, const struct sched_seq *seq);
 
+/* How long the sequence is, its tokens to come included. */
+static inline int32_t sched_seq_len(const struct sched_seq *seq)
+{
+    return seq->n_tokens + seq->n_pending;
+}
+
 /* Queues a sequence. */
 void scheduler_add(struct scheduler *s, struct sched_seq *seq);
 
-/* Takes a sequence out in whatever state it is and gives its pages back. Not between plan and done.
+/*
+ * Takes a sequence out in whatever state it is and gives its pages back. Not between plan and
+ * queued. Rows of it that are queued still run: their results are not to be pushed.
  */
 void scheduler_remove(struct scheduler *s, struct sched_seq *seq);
 
 /*
- * The next step, borrowed until the next call; n_rows is 0 when nothing can run. Slots are seated
- * and pages taken when it returns. Each must be followed by scheduler_done() if it is computed.
+ * The next step, borrowed until the next call; n_rows is 0 when nothing can run, which may be for
+ * want of tokens that are still to come. Slots are seated and pages taken when it returns. Each
+ * must be followed by scheduler_queued() unless it is empty.
  */
 const struct sched_step *scheduler_plan(struct scheduler *s);
 
-/* The step was computed: its rows' keys are in the pages. */
-void scheduler_done(struct scheduler *s);
+/*
+ * The step was queued, and all rows of later steps will find its keys in the pages. Sequences that
+ * want no further row are out: their state is SEQ_IDLE, and only their tokens are still to come.
+ */
+void scheduler_queued(struct scheduler *s);
 
-/* The sequence has one more token, sampled from its last row. */
+/* The oldest token to come is known: it lies in tokens[n_tokens]. */
 void scheduler_push_token(struct sched_seq *seq);
 
 #endif

@@ -108,6 +108,7 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
     s->now.pages_used = step->pages_used;
     s->now.pages = step->pages;
     s->now.last_step_ns = step->end_ns;
+    s->now.device_ns = be->steps_ns;
     s->now.healthy = step->healthy;
     for (int i = 0; i < OP_COUNT; i++) {
         s->now.ops[i].n_calls = be->cost[i].n_calls;

@@ -34,6 +34,12 @@ static inline bool token_filter_is_active(const struct token_filter *f)
     return f->allowed || f->n_words > 0 || f->grammar;
 }
 
+/* Does the mask follow from the tokens generated so far? */
+static inline bool token_filter_needs_tokens(const struct token_filter *f)
+{
+    return f->n_words > 0 || f->grammar;
+}
+
 /*
  * Writes the mask for the token behind the n generated ones. False when no token is left: whatever
  * is drawn then must not be used.

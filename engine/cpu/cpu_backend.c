@@ -21,9 +21,11 @@ void cpu_cost_add(struct cpu_backend *cb, enum backend_op op, int64_t t0, double
                   double flops)
 {
     struct op_cost *c = &cb->base.cost[op];
+    int64_t ns = clock_ns() - t0;
 
     c->n_calls++;
-    c->ns += clock_ns() - t0;
+    c->ns += ns;
+    cb->base.steps_ns += ns;
     c->bytes += bytes;
     c->flops += flops;
 }
@@ -90,7 +92,32 @@ static int cpu_step_begin(struct backend *be, const struct step_batch *batch, st
 
 static int cpu_step_end(struct backend *be, struct err *err)
 {
+    (void)err;
+    be->n_steps++;
+    return 0;
+}
+
+/* Each op has done its work when it returns. */
+static int cpu_step_wait(struct backend *be, int64_t step, struct err *err)
+{
+    (void)err;
+    CHECK(step <= be->n_steps);
+    return 0;
+}
+
+/* A call costs next to nothing here: no graphs are kept. */
+static int cpu_graph_begin(struct backend *be, int key, struct err *err)
+{
     (void)be;
+    (void)key;
+    (void)err;
+    return 0;
+}
+
+static int cpu_graph_end(struct backend *be, bool keep, struct err *err)
+{
+    (void)be;
+    (void)keep;
     (void)err;
     return 0;
 }
@@ -103,12 +130,18 @@ static const struct backend_ops cpu_ops = {
     .free = cpu_free,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
+    .fetch = cpu_copy,
     .weight_load = cpu_weight_load,
     .weight_random = cpu_weight_random,
     .weight_free = cpu_weight_free,
     .mem_free = cpu_mem_free,
     .step_begin = cpu_step_begin,
     .step_end = cpu_step_end,
+    .step_wait = cpu_step_wait,
+    .graph_begin = cpu_graph_begin,
+    .graph_end = cpu_graph_end,
     .embed = cpu_embed,
     .attn_in = cpu_attn_in,
     .attn = cpu_attn,

@@ -31,6 +31,8 @@ static void embed_items(void *arg, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end; r++) {
         int token = a->batch->token[r];
 
+        if (token < 0)
+            token = a->batch->slot_token[a->batch->slot[r]];
         CHECK(token >= 0);
         CHECK(token < t->n_out);
         dtype_convert((float *)a->x + r * t->n_in, DTYPE_F32,

@@ -349,6 +349,8 @@ static void sample_one(const struct cpu_kernels *kern, struct sample_work *w,
     CHECK(token < a->vocab_size);
     a->result[row] =
         (struct sample_result){.token = token, .logprob = logprob_of(w, w->raw[token])};
+    if (a->slot_token && r->slot >= 0)
+        a->slot_token[r->slot] = token;
 }
 
 struct sample_job {

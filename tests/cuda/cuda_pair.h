@@ -59,7 +59,7 @@ struct pair_weight pair_weight_random(struct cuda_pair *p, int n_out, int n_in, 
                                       float scale, float offset, uint32_t seed);
 void pair_weight_free(struct cuda_pair *p, struct pair_weight *w);
 
-/* A step on both sides. tokens, chunks and logit rows may be NULL when there are none. */
+/* A step on both sides, without slot_token. Arrays may be NULL when they are empty. */
 struct pair_batch {
     struct step_batch cpu, gpu;
     struct pair_buf token, pos, slot, chunks, logit_row;
@@ -100,6 +100,8 @@ void pair_kv_free(struct cuda_pair *p, struct pair_kv *kv);
             ck_assert_msg(be_->ops->op(be_, &pair_args_, &pair_err_) == 0, "%s", pair_err_.msg);   \
         }                                                                                          \
         ck_assert_msg(be_->ops->step_end(be_, &pair_err_) == 0, "%s", pair_err_.msg);              \
+        ck_assert_msg(be_->ops->step_wait(be_, be_->n_steps, &pair_err_) == 0, "%s",               \
+                      pair_err_.msg);                                                              \
         be_ = (p)->gpu;                                                                            \
         ck_assert_msg(be_->ops->step_begin(be_, &(batch_)->gpu, &pair_err_) == 0, "%s",            \
                       pair_err_.msg);                                                              \
@@ -109,6 +111,8 @@ void pair_kv_free(struct cuda_pair *p, struct pair_kv *kv);
             ck_assert_msg(be_->ops->op(be_, &pair_args_, &pair_err_) == 0, "%s", pair_err_.msg);   \
         }                                                                                          \
         ck_assert_msg(be_->ops->step_end(be_, &pair_err_) == 0, "%s", pair_err_.msg);              \
+        ck_assert_msg(be_->ops->step_wait(be_, be_->n_steps, &pair_err_) == 0, "%s",               \
+                      pair_err_.msg);                                                              \
     } while (0)
 
 /* Inside PAIR_RUN: the side that runs. */

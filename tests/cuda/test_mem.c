@@ -91,6 +91,49 @@ START_TEST(alloc__reports_what_is_missing)
 }
 END_TEST
 
+/* Two steps under way: each brings back what it was given, though the host writes on meanwhile. */
+START_TEST(steps__keep_their_order)
+{
+    enum { N = 3 << 20, N_STEPS = 30 }; /* in all more than both staging buffers hold */
+    struct step_batch batch = {.n_rows = 0};
+    uint8_t *given = malloc(N), *out[BACKEND_STEPS];
+    struct err err = {0};
+    struct cuda_pair p;
+    struct backend *be;
+    void *device = NULL;
+    int64_t first, before_ns;
+
+    pair_open(&p, DTYPE_F32);
+    be = p.gpu;
+    first = be->n_steps;
+    before_ns = be->steps_ns;
+    ck_assert(be->is_async);
+    ck_assert_int_eq(be->ops->alloc(be, &device, N, &err), 0);
+    for (int i = 0; i < BACKEND_STEPS; i++)
+        ck_assert_int_eq(be->ops->host_alloc(be, (void **)&out[i], N, &err), 0);
+    for (int i = 0; i <= N_STEPS; i++) {
+        if (i < N_STEPS) {
+            memset(given, i + 1, N);
+            ck_assert_int_eq(be->ops->step_begin(be, &batch, &err), 0);
+            ck_assert_int_eq(be->ops->upload(be, device, given, N, &err), 0);
+            ck_assert_int_eq(be->ops->fetch(be, out[i % BACKEND_STEPS], device, N, &err), 0);
+            ck_assert_int_eq(be->ops->step_end(be, &err), 0);
+            ck_assert_int_eq(be->n_steps, first + i + 1);
+        }
+        if (i > 0) {
+            ck_assert_int_eq(be->ops->step_wait(be, first + i, &err), 0);
+            for (int at = 0; at < N; at += N - 1)
+                ck_assert_int_eq(out[(i - 1) % BACKEND_STEPS][at], i);
+        }
+    }
+    ck_assert_int_gt(be->steps_ns, before_ns);
+    for (int i = 0; i < BACKEND_STEPS; i++)
+        be->ops->host_free(be, out[i]);
+    be->ops->free(be, device);
+    free(given);
+}
+END_TEST
+
 TEST_SUITE(cuda_mem)
 {
     TCase *tc = test_case(suite, "core");
@@ -98,4 +141,5 @@ TEST_SUITE(cuda_mem)
     tcase_add_test(tc, weight_random__is_the_cpus_to_the_bit);
     tcase_add_test(tc, weight_load__converts_and_stacks);
     tcase_add_test(tc, alloc__reports_what_is_missing);
+    tcase_add_test(tc, steps__keep_their_order);
 }

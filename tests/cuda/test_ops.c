@@ -51,6 +51,42 @@ START_TEST(embed__copies_rows)
 }
 END_TEST
 
+/* Rows without a token take their slot's, which an earlier step left on the device. */
+START_TEST(embed__takes_the_slots_token)
+{
+    enum { N = 19, N_SLOTS = 23, DIM = 72 };
+    int32_t token[N], slot[N], slot_token[N_SLOTS];
+
+    for (int i = 0; i < N; i++) {
+        token[i] = i % 4 ? -1 : i;
+        slot[i] = (i * 5 + 3) % N_SLOTS;
+    }
+    for (int i = 0; i < N_SLOTS; i++)
+        slot_token[i] = 99 - i;
+    for (int d = 0; d < N_DTYPES; d++) {
+        struct cuda_pair p;
+        struct pair_weight table;
+        struct pair_buf x, known;
+        struct pair_batch b;
+
+        pair_open(&p, dtypes[d]);
+        table = pair_weight_random(&p, 100, DIM, true, 1, 0, 1);
+        x = pair_random(&p, N * DIM, 1, 2);
+        known = pair_i32(&p, slot_token, N_SLOTS);
+        b = pair_batch_new(&p, N, N, 0, 0, token, token, slot, NULL, NULL);
+        b.cpu.slot_token = known.cpu;
+        b.gpu.slot_token = known.gpu;
+        PAIR_RUN(&p, &b, embed, embed_args, .batch = SIDE_REF(b), .table = SIDE_REF(table),
+                 .x = SIDE(x));
+        pair_compare(&p, &x, "embed", 0.01f);
+        pair_batch_free(&p, &b);
+        pair_free(&p, &x);
+        pair_free(&p, &known);
+        pair_weight_free(&p, &table);
+    }
+}
+END_TEST
+
 /* Shapes of products: one row, a tile of 8 and of 64 rows and one off; outputs and inputs likewise.
  */
 static const struct product {
@@ -316,6 +352,7 @@ TEST_SUITE(cuda_ops)
     TCase *tc = test_case(suite, "core");
 
     tcase_add_test(tc, embed__copies_rows);
+    tcase_add_test(tc, embed__takes_the_slots_token);
     tcase_add_loop_test(tc, attn_out__is_the_cpus, 0, sizeof(products) / sizeof(products[0]));
     tcase_add_loop_test(tc, ffn__is_the_cpus, 0, 5);
     tcase_add_loop_test(tc, logits__are_the_cpus, 0, 4);

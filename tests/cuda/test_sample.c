@@ -74,6 +74,7 @@ static void fill_rows(struct sample_row *rows, struct sample_bias *bias, struct 
                                       .n_top = i % 5 == 0 ? MAX_TOP : i % 4,
                                       .bias_at = i * 8,
                                       .n_bias = plain ? 0 : 8,
+                                      .slot = i % 6 == 4 ? -1 : i,
                                       .seen_at = i * 16,
                                       .n_seen = plain        ? 0
                                                 : vocab < 16 ? vocab
@@ -98,7 +99,7 @@ static void check_sampling(int vocab, int kind)
 {
     int n_rows = vocab < 2000 ? N_ROWS : 24;
     struct cuda_pair p;
-    struct pair_buf logits, rows, bias, seen, result, top_token, top_logprob;
+    struct pair_buf logits, rows, bias, seen, result, slot_token, top_token, top_logprob;
     struct pair_batch b;
     float *x = malloc(sizeof(*x) * (size_t)n_rows * vocab);
     struct sample_row *r = calloc(N_ROWS, sizeof(*r));
@@ -106,7 +107,8 @@ static void check_sampling(int vocab, int kind)
     struct sample_seen *sn = calloc(N_ROWS * 16, sizeof(*sn));
     struct sample_result *got;
     const struct sample_result *want;
-    int32_t *zeros = calloc(N_ROWS * MAX_TOP, 4), *got_top;
+    int32_t *zeros = calloc(N_ROWS * MAX_TOP, 4), *got_top, *got_slot;
+    int32_t none[N_ROWS];
     float *got_logprob;
 
     pair_open(&p, DTYPE_F32);
@@ -117,14 +119,18 @@ static void check_sampling(int vocab, int kind)
     bias = pair_i32(&p, (const int32_t *)bs, N_ROWS * 8 * sizeof(*bs) / 4);
     seen = pair_i32(&p, (const int32_t *)sn, N_ROWS * 16 * sizeof(*sn) / 4);
     result = pair_i32(&p, zeros, N_ROWS * 2);
+    for (int i = 0; i < N_ROWS; i++)
+        none[i] = -7;
+    slot_token = pair_i32(&p, none, N_ROWS);
     top_token = pair_i32(&p, zeros, N_ROWS * MAX_TOP);
     top_logprob = pair_i32(&p, zeros, N_ROWS * MAX_TOP);
     b = pair_batch_new(&p, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL);
     PAIR_RUN(&p, &b, sample, sample_args, .n_rows = n_rows, .vocab_size = vocab, .max_top = MAX_TOP,
              .logits = SIDE(logits), .rows = SIDE(rows), .bias = SIDE(bias), .seen = SIDE(seen),
-             .result = SIDE(result), .top_token = SIDE(top_token),
+             .result = SIDE(result), .slot_token = SIDE(slot_token), .top_token = SIDE(top_token),
              .top_logprob = SIDE(top_logprob));
     got = pair_get_bytes(&p, &result);
+    got_slot = pair_get_bytes(&p, &slot_token);
     got_top = pair_get_bytes(&p, &top_token);
     got_logprob = pair_get_bytes(&p, &top_logprob);
     want = result.cpu;
@@ -135,6 +141,7 @@ static void check_sampling(int vocab, int kind)
                       vocab, kind, i, (double)r[i].temperature, r[i].top_k, (double)r[i].top_p,
                       (double)r[i].min_p, r[i].forced_token, r[i].n_bias, got[i].token,
                       (double)got[i].logprob, want[i].token, (double)want[i].logprob);
+        ck_assert_int_eq(got_slot[i], r[i].slot < 0 ? -7 : want[i].token);
         for (int j = i * MAX_TOP; j < (i + 1) * MAX_TOP; j++)
             ck_assert_msg(got_top[j] == ((int32_t *)top_token.cpu)[j] &&
                               nearly(got_logprob[j], ((float *)top_logprob.cpu)[j]),
@@ -148,6 +155,7 @@ static void check_sampling(int vocab, int kind)
     free(sn);
     free(zeros);
     free(got);
+    free(got_slot);
     free(got_top);
     free(got_logprob);
     pair_batch_free(&p, &b);
@@ -156,6 +164,7 @@ static void check_sampling(int vocab, int kind)
     pair_free(&p, &bias);
     pair_free(&p, &seen);
     pair_free(&p, &result);
+    pair_free(&p, &slot_token);
     pair_free(&p, &top_token);
     pair_free(&p, &top_logprob);
 }

@@ -14,16 +14,24 @@
 
 #define MAX_FLAGS 48
 
+static const char *run_ahead = "off";
+
+static void ahead_setup(void)
+{
+    run_ahead = "on";
+}
+
 static struct engine *open_with(const char *const *more, const struct engine_hooks *hooks)
 {
-    const char *flags[MAX_FLAGS] = {"--model",         test_path("tests/fixtures/engine/tiny"),
-                                    "--weights",       "random",
-                                    "--device",        "cpu",
-                                    "--kv-memory",     "8MiB",
-                                    "--max-batch",     "4",
-                                    "--threads",       "1",
-                                    "--no-pin-threads"};
-    int n = 13;
+    const char *flags[MAX_FLAGS] = {"--model",          test_path("tests/fixtures/engine/tiny"),
+                                    "--weights",        "random",
+                                    "--device",         "cpu",
+                                    "--kv-memory",      "8MiB",
+                                    "--max-batch",      "4",
+                                    "--threads",        "1",
+                                    "--no-pin-threads", "--run-ahead",
+                                    run_ahead};
+    int n = 15;
     struct engine *e;
 
     for (int i = 0; more && more[i]; i++)
@@ -869,10 +877,8 @@ END_TEST
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
-TEST_SUITE(engine)
+static void add_tests(TCase *tc)
 {
-    TCase *tc = test_case(suite, "core");
-
     tcase_add_test(tc, engine__answers);
     tcase_add_test(tc, engine__streams_the_text_of_its_tokens);
     tcase_add_test(tc, engine__stops_at_a_token);
@@ -898,4 +904,14 @@ TEST_SUITE(engine)
     tcase_add_test(tc, engine__traces_its_steps);
     tcase_add_loop_test(tc, engine__refuses_a_bad_config, 0, COUNT(bad_configs));
     tcase_add_loop_test(tc, engine__runs_elastic_plans, 0, 2);
+}
+
+/* All of it twice: step by step, and with the next step queued before the last one's tokens. */
+TEST_SUITE(engine)
+{
+    TCase *ahead = test_case(suite, "run_ahead");
+
+    add_tests(test_case(suite, "core"));
+    tcase_add_checked_fixture(ahead, ahead_setup, NULL);
+    add_tests(ahead);
 }

@@ -122,12 +122,12 @@ static int n_requests_wanted(void)
 
 /* Under a length, short requests may grow and be preempted. */
 static const struct {
-    const char *plan, *length;
+    const char *plan, *length, *run_ahead;
     bool refuses; /* some requests are too long for the pool */
-} ways[] = {{MIXED, "request", true},
-            {MIXED, "160", false},
-            {"streaming:4,60", "request", false},
-            {"dense", "request", true}};
+} ways[] = {{MIXED, "request", "on", true},
+            {MIXED, "160", "off", false},
+            {"streaming:4,60", "request", "off", false},
+            {"dense", "request", "on", true}};
 
 START_TEST(engine_soak__gives_every_page_back)
 {
@@ -157,6 +157,8 @@ START_TEST(engine_soak__gives_every_page_back)
                                  plan,
                                  "--plan-length",
                                  ways[_i].length,
+                                 "--run-ahead",
+                                 ways[_i].run_ahead,
                                  NULL};
     struct soak s = {0};
     int n = n_requests_wanted(), n_final = 0;

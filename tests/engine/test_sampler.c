@@ -76,8 +76,7 @@ static struct request *make(const struct sampling_params *p)
 /* As if the scheduler had run the rows up to the next token. */
 static void push(struct request *r, int32_t id)
 {
-    r->seq.state = SEQ_DECODE;
-    r->seq.n_done = r->seq.n_tokens;
+    r->seq.n_pending = 1;
     request_push_token(r, &(struct engine_token){.id = id}, 1);
     request_tell(r, &outbox);
 }

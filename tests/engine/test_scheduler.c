@@ -39,13 +39,22 @@ struct fake_seq {
             ck_abort_msg("%s", #cond);                                                             \
     } while (0)
 
+/* A queued step whose tokens are not known; items of sequences that ended since have no seq. */
+struct queued {
+    struct sched_item items[MAX_SEQS];
+    int n_items;
+};
+
 /* What each page entry holds: sequence and position, as one number; 0 nothing. */
 struct world {
     struct kv_slots kv;
     struct scheduler sched;
     struct fake_seq seqs[MAX_SEQS];
     uint32_t entry[MAX_POOL][64];
+    struct queued queue[2];
+    int n_queued, run_ahead; /* how many steps may be queued before the next one is planned */
     int n_seqs, n_live, chunk_tokens, max_batch;
+    int n_dropped; /* rows of sequences that had stopped */
     uint64_t last_first_admission;
     uint64_t seed, draws;
 };
@@ -82,6 +91,7 @@ static void world_init(uint64_t seed)
     n_pages = 30 + (int)draw(draw(2) ? 40 : MAX_POOL - 30);
     w.max_batch = 1 + (int)draw(10);
     w.chunk_tokens = 1 + (int)draw(draw(2) ? 20 : 300);
+    w.run_ahead = (int)draw(2);
     ck_assert_int_eq(kv_slots_init(&w.kv, &shape, w.max_batch, n_pages, n_pages * 2, &err), 0);
     ck_assert_int_eq(
         scheduler_init(&w.sched,
@@ -122,7 +132,16 @@ static void seq_init(struct fake_seq *f)
 
 static void finish(struct fake_seq *f)
 {
-    scheduler_remove(&w.sched, &f->seq);
+    if (f->seq.state != SEQ_IDLE)
+        scheduler_remove(&w.sched, &f->seq);
+    for (int q = 0; q < w.n_queued; q++) {
+        for (int i = 0; i < w.queue[q].n_items; i++) {
+            if (w.queue[q].items[i].seq == &f->seq) {
+                w.queue[q].items[i].seq = NULL;
+                w.n_dropped++;
+            }
+        }
+    }
     f->n_finished++;
     w.n_live--;
 }
@@ -172,8 +191,38 @@ static void run_row(struct fake_seq *f, int pos, bool is_decode)
     }
 }
 
+/* Results of the oldest queued step. */
+static void take_step(void)
+{
+    struct queued step = w.queue[0];
+
+    REQUIRE(w.n_queued > 0);
+    w.queue[0] = w.queue[1];
+    w.n_queued--;
+    for (int i = 0; i < step.n_items; i++) {
+        const struct sched_item *item = &step.items[i];
+        struct fake_seq *f;
+        int n_generated;
+
+        if (!item->seq)
+            continue;
+        f = item->seq->owner;
+        if (item->samples)
+            scheduler_push_token(&f->seq);
+        n_generated = f->seq.n_tokens - f->seq.n_prompt;
+        if (item->pos0 + item->n_rows >= f->seq.n_prompt &&
+            (f->seq.n_tokens == f->seq.need.n_limit || n_generated >= f->stop_after)) {
+            REQUIRE(f->n_prompt_logits == (f->seq.wants_prompt_logits ? f->seq.n_prompt - 1 : 0));
+            REQUIRE(n_generated <= f->stop_after);
+            finish(f);
+        }
+    }
+}
+
+/* Queues a step, whose rows run in the order of queueing, and takes what need not wait. */
 static void run_step(const struct sched_step *step)
 {
+    struct queued *q = &w.queue[w.n_queued];
     int row = 0, logit = 0;
 
     for (int i = 0; i < step->n_items; i++) {
@@ -185,6 +234,7 @@ static void run_step(const struct sched_step *step)
         REQUIRE(item->is_decode == (i < step->n_decode));
         REQUIRE(item->is_decode == (item->pos0 >= f->seq.n_prompt));
         REQUIRE(!item->is_decode || item->n_rows == 1);
+        REQUIRE(item->pos0 + item->n_rows <= sched_seq_len(&f->seq));
         for (int r = 0; r < item->n_rows; r++)
             run_row(f, item->pos0 + r, item->is_decode);
         row += item->n_rows;
@@ -193,21 +243,14 @@ static void run_step(const struct sched_step *step)
     }
     REQUIRE(step->n_rows == row);
     REQUIRE(step->n_logits == logit);
-    scheduler_done(&w.sched);
-    for (int i = 0; i < step->n_items; i++) {
-        const struct sched_item *item = &step->items[i];
-        struct fake_seq *f = item->seq->owner;
-        int n_generated;
-
-        if (item->samples)
-            scheduler_push_token(&f->seq);
-        n_generated = f->seq.n_tokens - f->seq.n_prompt;
-        if (f->seq.n_done >= f->seq.n_prompt &&
-            (f->seq.n_tokens == f->seq.need.n_limit || n_generated >= f->stop_after)) {
-            REQUIRE(f->n_prompt_logits == (f->seq.wants_prompt_logits ? f->seq.n_prompt - 1 : 0));
-            finish(f);
-        }
+    if (step->n_rows > 0) {
+        memcpy(q->items, step->items, (size_t)step->n_items * sizeof(*q->items));
+        q->n_items = step->n_items;
+        w.n_queued++;
+        scheduler_queued(&w.sched);
     }
+    if (w.n_queued > (step->n_rows > 0 ? w.run_ahead : 0))
+        take_step();
 }
 
 static void tick(int now)
@@ -221,22 +264,22 @@ static void tick(int now)
             f->seq.owner = f;
             scheduler_add(&w.sched, &f->seq);
             w.n_live++;
-        } else if (f->cancel_at == now && f->seq.state != SEQ_IDLE) {
+        } else if (f->cancel_at == now && f->arrives_at < now && !f->n_finished) {
             finish(f);
         }
     }
     step = scheduler_plan(&w.sched);
     check_policy(step);
-    /* Work that can be done is done: an idle step means an empty house. */
+    /* Work that can be done is done: an idle step means an empty house, or tokens to come. */
     if (step->n_rows == 0)
-        REQUIRE(w.n_live == 0);
+        REQUIRE(w.n_live == 0 || w.n_queued > 0);
     run_step(step);
 }
 
 /* Nobody is lost, nobody finishes twice, nothing leaks, whatever arrives and leaves. */
 START_TEST(scheduler__serves_random_loads)
 {
-    int64_t n_preemptions = 0;
+    int64_t n_preemptions = 0, n_dropped = 0;
 
     for (uint64_t seed = 0; seed < 200; seed++) {
         int now = 0;
@@ -245,7 +288,7 @@ START_TEST(scheduler__serves_random_loads)
         w.n_seqs = 1 + (int)draw(MAX_SEQS);
         for (int i = 0; i < w.n_seqs; i++)
             seq_init(&w.seqs[i]);
-        for (; now < 300 || w.n_live > 0; now++) {
+        for (; now < 300 || w.n_live > 0 || w.n_queued > 0; now++) {
             ck_assert_int_lt(now, 300 + MAX_SEQS * MAX_LEN * 4);
             tick(now);
         }
@@ -253,11 +296,14 @@ START_TEST(scheduler__serves_random_loads)
             ck_assert_int_eq(w.seqs[i].n_finished, 1);
         ck_assert_int_eq(w.kv.pool.n_free, w.kv.pool.n_pages);
         ck_assert_int_eq(w.sched.n_seen, 0);
+        ck_assert_int_eq(w.n_queued, 0);
         n_preemptions += w.sched.n_preemptions;
+        n_dropped += w.n_dropped;
         scheduler_release(&w.sched);
         kv_slots_release(&w.kv);
     }
     ck_assert_int_gt(n_preemptions, 20);
+    ck_assert_int_gt(n_dropped, 20);
 }
 END_TEST
 
@@ -399,6 +445,64 @@ START_TEST(scheduler__samples_nothing_at_the_limit)
 }
 END_TEST
 
+/* A row is planned before its token is known, and none behind the last token: who is sure to end
+ * leaves with the row that ends it, and its seat is free while the token is still to come. */
+START_TEST(scheduler__runs_ahead_of_the_tokens)
+{
+    struct fake_seq *f = &w.seqs[0];
+    const struct sched_step *step;
+
+    small_world(4, 1, 64);
+    w.run_ahead = 1;
+    add_dense(f, 10, 13);
+    run_step(scheduler_plan(&w.sched));
+    ck_assert_int_eq(f->seq.n_tokens, 10);
+    ck_assert_int_eq(f->seq.n_pending, 1);
+    step = scheduler_plan(&w.sched);
+    ck_assert_int_eq(step->items[0].pos0, 10);
+    ck_assert(step->items[0].samples);
+    run_step(step); /* and takes the first token */
+    ck_assert_int_eq(f->seq.n_tokens, 11);
+    ck_assert_int_eq(f->seq.n_pending, 1);
+    add_dense(&w.seqs[1], 10, 13);
+    step = scheduler_plan(&w.sched);
+    ck_assert_int_eq(step->n_admitted, 0);
+    run_step(step);
+    ck_assert_int_eq(f->seq.state, SEQ_IDLE);
+    ck_assert_int_eq(f->seq.n_tokens, 12);
+    ck_assert_int_eq(f->n_finished, 0);
+    step = scheduler_plan(&w.sched);
+    ck_assert_int_eq(step->n_admitted, 1);
+    ck_assert_int_eq(step->n_items, 1);
+    run_step(step);
+    ck_assert_int_eq(f->seq.n_tokens, 13);
+    ck_assert_int_eq(f->n_finished, 1);
+}
+END_TEST
+
+/* Who is preempted with a token to come waits for it before it is replayed. */
+START_TEST(scheduler__replays_no_unknown_token)
+{
+    struct fake_seq *young = &w.seqs[1];
+    int n_before;
+
+    small_world(4 * 3, 2, 256);
+    w.run_ahead = 1;
+    add_dense(&w.seqs[0], 62, 190);
+    add_dense(young, 60, 100);
+    while (w.sched.n_preemptions == 0)
+        run_step(scheduler_plan(&w.sched));
+    ck_assert_int_eq(young->seq.state, SEQ_WAITING);
+    ck_assert_int_eq(young->seq.n_pending, 0); /* that step's results were taken */
+    n_before = young->seq.n_tokens;
+    while (young->seq.state == SEQ_WAITING)
+        run_step(scheduler_plan(&w.sched));
+    while (young->seq.n_tokens == n_before && young->seq.state != SEQ_IDLE)
+        run_step(scheduler_plan(&w.sched)); /* run_row() misses no key */
+    ck_assert_int_eq(young->seq.n_tokens, n_before + 1);
+}
+END_TEST
+
 TEST_SUITE(scheduler)
 {
     TCase *tc = test_case(suite, "core");
@@ -409,5 +513,7 @@ TEST_SUITE(scheduler)
     tcase_add_test(tc, scheduler__replays_a_preempted_sequence);
     tcase_add_test(tc, scheduler__lets_nobody_overtake);
     tcase_add_test(tc, scheduler__samples_nothing_at_the_limit);
+    tcase_add_test(tc, scheduler__runs_ahead_of_the_tokens);
+    tcase_add_test(tc, scheduler__replays_no_unknown_token);
     tcase_add_loop_test(random, scheduler__serves_random_loads, 0, 10);
 }

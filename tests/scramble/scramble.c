@@ -1,8 +1,8 @@
 /*
  * scramble - the same request and seed give the same tokens, alone and in any company.
  *
- * 256 random requests run one by one in a roomy engine, then 32 at a time in one with chunks of 17
- * tokens and a pool of 40 % of what 32 of them would fill. Ids, texts, logprobs and finish reasons
+ * 256 random requests run one by one in a roomy engine, step by step, then 32 at a time in one that
+ * runs ahead, with chunks of 17 tokens and a pool of 40 % of what 32 of them would fill. Ids, texts, logprobs and finish reasons
  * must be equal to the bit; there must have been preemptions, and no page may be left.
  *
  *     scramble [MODEL_DIR [PLAN [REQUESTS]]]      fewer requests, for builds with a sanitizer
@@ -72,11 +72,12 @@ static void job_init(struct job *job, int i, int vocab_size)
         p->top_p = draw_f(0.3f, 1.0f);
     if (draw(4) == 0)
         p->min_p = draw_f(0.0f, 0.2f);
-    if (draw(4) == 0)
+    /* Penalties in the second half alone: beside them no step runs ahead. */
+    if (i >= n_requests / 2 && draw(4) == 0)
         p->repetition_penalty = draw_f(0.9f, 1.5f);
-    if (draw(4) == 0)
+    if (i >= n_requests / 2 && draw(4) == 0)
         p->presence_penalty = draw_f(-1.0f, 1.0f);
-    if (draw(4) == 0)
+    if (i >= n_requests / 2 && draw(4) == 0)
         p->frequency_penalty = draw_f(-1.0f, 1.0f);
     if (draw(3) == 0)
         p->n_logprobs = draw(6);
@@ -248,22 +249,22 @@ int main(int argc, char **argv)
         collected_init(&jobs[i].crowd);
     }
     {
-        const char *flags[] = {"--model",     model,  "--weights",        weights,
-                               "--device",    "cpu",  "--plan",           plan,
-                               "--max-batch", "1",    "--chunk-tokens",   "512",
-                               "--kv-memory", "1GiB", "--no-pin-threads", "--page-entries",
-                               PAGE_ENTRIES,  NULL};
+        const char *flags[] = {
+            "--model",        model, "--weights",   weights, "--device",         "cpu",
+            "--plan",         plan,  "--run-ahead", "off",   "--max-batch",      "1",
+            "--chunk-tokens", "512", "--kv-memory", "1GiB",  "--no-pin-threads", "--page-entries",
+            PAGE_ENTRIES,     NULL};
 
         if (!run_engine(flags, 1, false, "alone", &alone, &pool_bytes))
             return 1;
     }
     snprintf(pool, sizeof(pool), "%lld", pool_bytes);
     {
-        const char *flags[] = {"--model",     model, "--weights",        weights,
-                               "--device",    "cpu", "--plan",           plan,
-                               "--max-batch", "32",  "--chunk-tokens",   "17",
-                               "--kv-memory", pool,  "--no-pin-threads", "--page-entries",
-                               PAGE_ENTRIES,  NULL};
+        const char *flags[] = {
+            "--model",        model, "--weights",   weights, "--device",         "cpu",
+            "--plan",         plan,  "--run-ahead", "on",    "--max-batch",      "32",
+            "--chunk-tokens", "17",  "--kv-memory", pool,    "--no-pin-threads", "--page-entries",
+            PAGE_ENTRIES,     NULL};
 
         if (!run_engine(flags, N_AT_ONCE, true, "crowd", &crowd, &pool_bytes))
             return 1;

@@ -23,7 +23,7 @@ END {
         args = substr(rest, 1, at - 1)
         name = kernel
         sub(/[< \n].*/, "", name)
-        text = head "emu_launch(\"" name "\", emu_grid(" grid "), [=]() { " kernel "(" args "); });" \
+        text = head "emu_launch(\"" name "\", emu_grid(" grid "), emu_bind(" kernel ", " args "));" \
             substr(rest, at + 2)
     }
     printf "%s", text

@@ -162,8 +162,16 @@ static void run_block()
     }
 }
 
+/* A graph is the work that was asked for during its capture. */
+typedef std::vector<std::function<void()>> work_list;
+static work_list *capture; /* NULL: work is done at once */
+
 void emu_launch(const char *name, emu_grid g, const std::function<void()> &kernel)
 {
+    if (capture) {
+        capture->push_back([=]() { emu_launch(name, g, kernel); });
+        return;
+    }
     /* Of the launch's own size, so that AddressSanitizer sees who reaches beyond it. */
     size_t n_smem = (g.smem + 127) / 128 * 128;
     char *smem = (char *)aligned_alloc(128, n_smem ? n_smem : 128);
@@ -313,6 +321,8 @@ extern "C" {
 
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
+    if (capture)
+        return cudaErrorStreamCaptureUnsupported;
     if (bytes > (size_t)1 << 40)
         return cudaErrorMemoryAllocation;
     *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -337,12 +347,54 @@ cudaError_t cudaFreeHost(void *p)
 }
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n, cudaMemcpyKind, cudaStream_t)
 {
-    memcpy(dst, src, n);
+    if (capture)
+        capture->push_back([=]() { memcpy(dst, src, n); });
+    else
+        memcpy(dst, src, n);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t)
 {
-    memset(p, v, n);
+    if (capture)
+        capture->push_back([=]() { memset(p, v, n); });
+    else
+        memset(p, v, n);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+{
+    if (capture)
+        return cudaErrorIllegalState;
+    capture = new work_list;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+{
+    if (!capture)
+        return cudaErrorIllegalState;
+    *graph = (cudaGraph_t)capture;
+    capture = NULL;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
+{
+    *exec = (cudaGraphExec_t) new work_list(*(work_list *)graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t)
+{
+    for (const std::function<void()> &work : *(work_list *)exec)
+        work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete (work_list *)graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete (work_list *)exec;
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *n_free, size_t *total)
@@ -352,7 +404,7 @@ cudaError_t cudaMemGetInfo(size_t *n_free, size_t *total)
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
-    return cudaSuccess;
+    return capture ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {

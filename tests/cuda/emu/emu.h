@@ -71,6 +71,13 @@ struct emu_grid {
 };
 void emu_launch(const char *name, emu_grid grid, const std::function<void()> &kernel);
 
+/* The kernel with a copy of its arguments, which a graph launches again when they are long gone. */
+template <typename... P, typename... A>
+static inline std::function<void()> emu_bind(void (*kernel)(P...), A... args)
+{
+    return [=]() { kernel(args...); };
+}
+
 void emu_syncthreads();
 void emu_named_barrier(int id, int n_threads);
 /* Every lane's `bytes` bytes at `mine` to all lanes of the warp; valid until the next call but one.

@@ -156,7 +156,7 @@ END_TEST
 START_TEST(cpu_backend__gives_memory)
 {
     struct backend *be = fixture_open(CPU_ISA_SCALAR, DTYPE_BF16, 1, 8);
-    void *p = NULL;
+    void *p = NULL, *host = NULL;
     char in[100] = "text", out[100] = "";
     struct err err = {0}, err2 = {0};
 
@@ -165,10 +165,34 @@ START_TEST(cpu_backend__gives_memory)
     ck_assert_int_eq(be->ops->upload(be, p, in, 100, &err), 0);
     ck_assert_int_eq(be->ops->download(be, out, p, 100, &err), 0);
     ck_assert_str_eq(out, "text");
+    ck_assert_int_eq(be->ops->host_alloc(be, &host, 100, &err), 0);
+    ck_assert_int_eq(be->ops->fetch(be, host, p, 100, &err), 0);
+    ck_assert_str_eq(host, "text");
+    be->ops->host_free(be, host);
+    be->ops->host_free(be, NULL);
     be->ops->free(be, p);
     be->ops->free(be, NULL);
     ck_assert_int_gt(be->ops->mem_free(be), 0);
     ck_assert_int_eq(be->ops->alloc(be, &p, (size_t)1 << 60, &err2), ERR_NO_ROOM);
+    be->ops->close(be);
+}
+END_TEST
+
+/* Steps are numbered from 1; what was ended may be waited for, more than once. */
+START_TEST(cpu_backend__counts_steps)
+{
+    struct backend *be = fixture_open(CPU_ISA_SCALAR, DTYPE_BF16, 1, 8);
+    struct step_batch b = {.n_rows = 1, .n_decode = 1};
+    struct err err = {0};
+
+    ck_assert(!be->is_async);
+    for (int i = 1; i <= BACKEND_STEPS; i++) {
+        ck_assert_int_eq(be->ops->step_begin(be, &b, &err), 0);
+        ck_assert_int_eq(be->ops->step_end(be, &err), 0);
+        ck_assert_int_eq(be->n_steps, i);
+    }
+    for (int i = 0; i <= BACKEND_STEPS; i++)
+        ck_assert_int_eq(be->ops->step_wait(be, BACKEND_STEPS - i, &err), 0);
     be->ops->close(be);
 }
 END_TEST
@@ -213,5 +237,6 @@ TEST_SUITE(cpu_backend)
     tcase_add_test(tc, cpu_weight__refuses_shapes_that_do_not_stack);
     tcase_add_test(tc, cpu_weight__random_follows_the_formula);
     tcase_add_test(tc, cpu_backend__gives_memory);
+    tcase_add_test(tc, cpu_backend__counts_steps);
     tcase_add_test(tc, cpu_backend__keeps_account);
 }

@@ -150,25 +150,32 @@ START_TEST(cpu_sample__rows_are_independent)
     float *logits = fixture_random(3, ROWS * N, 6.0f);
     struct sample_row rows[ROWS];
     struct sample_result res[ROWS];
+    int32_t slot_token[ROWS];
     struct err err = {0};
 
     for (int i = 0; i < ROWS; i++) {
+        slot_token[i] = -5;
         rows[i] = plain_row((uint64_t)i);
+        rows[i].slot = i % 4 == 1 ? -1 : (i * 7 + 2) % ROWS;
         rows[i].top_p = i % 2 ? 0.9f : 1.0f;
         rows[i].top_k = i % 3 ? 40 : 0;
     }
-    ck_assert_int_eq(
-        be->ops->sample(
-            be,
-            &(struct sample_args){
-                .n_rows = ROWS, .vocab_size = N, .logits = logits, .rows = rows, .result = res},
-            &err),
-        0);
+    ck_assert_int_eq(be->ops->sample(be,
+                                     &(struct sample_args){.n_rows = ROWS,
+                                                           .vocab_size = N,
+                                                           .logits = logits,
+                                                           .rows = rows,
+                                                           .result = res,
+                                                           .slot_token = slot_token},
+                                     &err),
+                     0);
     for (int i = 0; i < ROWS; i++) {
         struct sample_result alone = sample(be, logits + i * N, N, &rows[i], NULL, NULL);
 
         ck_assert_int_eq(res[i].token, alone.token);
         ck_assert(res[i].logprob == alone.logprob);
+        /* Who has a slot finds its token there, and nobody else does. */
+        ck_assert_int_eq(slot_token[(i * 7 + 2) % ROWS], rows[i].slot < 0 ? -5 : alone.token);
     }
     free(logits);
     be->ops->close(be);
