@@ -8,15 +8,17 @@
  *
  * Work     persistent CTAs, one an SM, take (128 positions, query head) from a counter, the longest
  *          first; a producer warpgroup copies, two consumer warpgroups of 64 rows each compute
- * Tile     128 x 128 by absolute position, a pair of tiles of 64 keys, halves, with a source each:
- * a page or rows of the chunk by tensor map, or, where only part of the 64 positions may be read or
- * they straddle pages, row by row. A half that nobody sees is not loaded, a pair not visited
+ * Tile     128 x 128 by absolute position; a tile of keys is two halves of 64 with a source each:
+ *          a page or rows of the chunk by tensor map, or, where only a part may be read or it
+ *          straddles pages, row by row. What nobody sees is not loaded, a half, or not visited
  * Overlap  K and V in N_STAGES buffers each; QK of the next tile is queued before PV of this one,
  *          which runs during softmax, and so do the products of the other warpgroup
  * Bits     a tile that a row does not see multiplies its state by 1 and adds 0: the order of its
  *          sums is that of absolute positions, wherever chunks begin
  * Bound    tensor cores: 4 * head_dim FLOP a visible pair
- * Measured see SPEED.md
+ * Measured H100, d128, 4k and 8k rows: 548 and 588 TFLOP/s at 32/32 heads, 564 and 608 at 32/8, of
+ *          some 765 of cuBLASLt's on random data   spand-cuda-bench prefill; see SPEED.md
+ * Limits   head_dim 64 and 128, pages of 64 entries; attn_prefill.cu has the others
  * Checked  against cpu in tests/cuda/test_attn.c
  */
 #include "cuda/attn_prefill.cuh"
@@ -31,6 +33,7 @@
 #define KEYS           (2 * TILE)
 #define N_STAGES       2
 #define N_QUERIES      2   /* buffers of q */
+#define HEADS_AT_ONCE  8   /* see job_place() */
 #define N_JOBS         4   /* the one being found, and those that may still be read */
 #define GROUP_LANES    128 /* a warpgroup */
 #define N_THREADS      ((1 + N_CONSUMERS) * GROUP_LANES)
@@ -83,14 +86,34 @@ static __device__ __forceinline__ bool span_sees(const tile_span &s, int tile)
     return tile < s.n_sink || (tile >= s.lo && tile <= s.hi);
 }
 
-/* Job n: the longest tiles of a chunk first, and all heads of a tile before the next. */
+/*
+ * Job n is (tile, head): the longest tiles first. The first half of the tiles is gone through by
+ * HEADS_AT_ONCE heads at a time, whose keys and values then stay in L2, the other half by all
+ * heads, so that there are short jobs left for the end.
+ */
+static __device__ void job_place(const attn_prefill_args &a, int n, int *tile, int *head)
+{
+    int at_once = a.n_heads % HEADS_AT_ONCE ? a.n_heads : HEADS_AT_ONCE, half = 0;
+
+    for (int c = 0; c < a.n_chunks; c++)
+        half += chunk_n_tiles(a.chunks[c], ROWS);
+    half /= 2;
+    if (n < half * a.n_heads) {
+        *tile = n % (half * at_once) / at_once;
+        *head = n / (half * at_once) * at_once + n % at_once;
+    } else {
+        *tile = n / a.n_heads;
+        *head = n % a.n_heads;
+    }
+}
+
 static __device__ void job_find(const attn_prefill_args &a, int n, wgmma_job *job)
 {
-    int tile = n / a.n_heads, c = 0, lo = 1 << 30, hi = -1, n_sink = 0;
+    int tile, c = 0, lo = 1 << 30, hi = -1, n_sink = 0;
     struct step_chunk chunk;
 
+    job_place(a, n, &tile, &job->head);
     job->there = false;
-    job->head = n % a.n_heads;
     for (;; c++) {
         int n_tiles;
 

@@ -370,9 +370,10 @@ static const struct attn_case prompt_cases[] = {
 /* Prompt rows and what they leave in the pages are the CPU's, however the prompt is cut. */
 START_TEST(attn_prompt__is_the_cpus)
 {
-    static const int shapes[][2] = {{0, 1},   {0, 63},    {0, 64},    {0, 65},  {0, 127}, {0, 128},
-                                    {0, 129}, {0, 300},   {64, 64},   {63, 2},  {127, 2}, {129, 1},
-                                    {191, 1}, {300, 130}, {512, 150}, {70, 700}};
+    static const int shapes[][2] = {{0, 1},     {0, 63},    {0, 64},  {0, 65},  {0, 127},
+                                    {0, 129},   {0, 191},   {0, 192}, {0, 193}, {0, 300},
+                                    {64, 64},   {63, 2},    {127, 2}, {129, 1}, {191, 2},
+                                    {300, 130}, {512, 150}, {70, 700}};
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         check_prompt(&prompt_cases[_i], shapes[i][0], shapes[i][1]);
