@@ -345,51 +345,127 @@ static int run_blas(void *arg, struct err *err)
     return cuda_blas_gemm(cb, arg, err);
 }
 
-static void bench_prefill(void)
+static void *random_bf16(int64_t n, uint32_t stream)
 {
-    enum { N = 4096, HEADS = 32, DIM = 128 };
-    struct bench_kv kv = kv_new(1, 64, 1, HEADS, HEADS, DIM, false, false);
-    struct step_chunk chunk = {0, 0, N, 0};
-    size_t bytes = (size_t)N * HEADS * DIM * 2;
-    struct attn_args a;
-    struct weight w;
-    struct gemm_args g;
     struct err err = {0};
-    double s, flops = 2.0 * N * N * HEADS * DIM; /* 4 a pair, half of the pairs */
+    void *p = device_alloc((size_t)n * 2);
 
-    kv.batch.n_rows = N;
+    if (weight_random_launch(cb, p, n, DTYPE_BF16, 1, stream, 1.0f, 0, &err) < 0)
+        die("random", &err);
+    return p;
+}
+
+/* A chunk of a prompt: n rows from pos0 on, before them a dense head or a sink and a ring. */
+struct prefill_shape {
+    int heads, kv, dim, n, pos0, n_sink, ring; /* ring 0: dense */
+    enum kv_mask mask;
+};
+
+static void bench_prefill_attn(const struct prefill_shape *s)
+{
+    struct bench_kv kv = kv_new(1, s->pos0 + s->n, 1, s->heads, s->kv, s->dim, false, true);
+    struct step_chunk chunk = {0, 0, s->n, s->pos0};
+    struct kv_geom geom[MAX_BATCH];
+    int32_t window[MAX_BATCH];
+    int arch = cb->arch;
+    int64_t n_pages = (int64_t)s->kv * ((s->pos0 + s->n + 63) / 64), pairs = 0;
+    int64_t page = 2 * 64 * s->dim;
+    struct attn_args a;
+    struct err err = {0};
+    char name[96];
+
+    for (int i = 0; i < s->heads; i++) {
+        geom[i] = (struct kv_geom){s->n_sink, s->ring ? s->ring : KV_RING_DENSE, s->mask};
+        window[i] = s->ring ? s->ring : KV_WINDOW_ALL;
+    }
+    for (int i = s->pos0; i < s->pos0 + s->n; i++) {
+        int lo = kv_window_start_prompt(geom[0], window[0], i);
+
+        pairs += i + 1 - lo + (lo < s->n_sink ? lo : s->n_sink);
+    }
+    if (cb->base.ops->upload(&cb->base, (void *)kv.view.geom, geom, sizeof(*geom) * s->kv, &err) <
+            0 ||
+        cb->base.ops->upload(&cb->base, (void *)kv.view.window, window, 4u * s->heads, &err) < 0)
+        die("upload", &err);
+    if (weight_random_launch(cb, kv.view.pages, n_pages * page, DTYPE_BF16, 1, 5, 1.0f, 0, &err) <
+        0)
+        die("random", &err);
+    kv.batch.n_rows = s->n;
     kv.batch.n_decode = 0;
     kv.batch.n_chunks = 1;
     kv.batch.chunks = device_copy(&chunk, sizeof(chunk));
     a = (struct attn_args){.batch = &kv.batch,
                            .kv = &kv.view,
-                           .n_heads = HEADS,
-                           .n_kv_heads = HEADS,
-                           .head_dim = DIM,
+                           .n_heads = s->heads,
+                           .n_kv_heads = s->kv,
+                           .head_dim = s->dim,
                            .scale = 0.088f,
-                           .q = device_alloc(bytes),
-                           .k_chunk = device_alloc(bytes),
-                           .v_chunk = device_alloc(bytes),
-                           .out = device_alloc(bytes)};
-    check(cudaMemset((void *)a.q, 0, bytes), "memset");
-    check(cudaMemset((void *)a.k_chunk, 0, bytes), "memset");
-    check(cudaMemset((void *)a.v_chunk, 0, bytes), "memset");
-    s = time_graph(run_prefill, &a);
-    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "attn_prefill 32 x d128, 4096 rows", s * 1e6,
-           flops / s * 1e-12);
+                           .q = random_bf16((int64_t)s->n * s->heads * s->dim, 2),
+                           .k_chunk = random_bf16((int64_t)s->n * s->kv * s->dim, 3),
+                           .v_chunk = random_bf16((int64_t)s->n * s->kv * s->dim, 4),
+                           .out = device_alloc((size_t)s->n * s->heads * s->dim * 2)};
+    for (int old = 0; old < 2; old++) {
+        double seconds;
+
+        cb->arch = old ? 80 : arch;
+        seconds = time_graph(run_prefill, &a);
+        snprintf(name, sizeof(name), "attn_prefill%s %d/%d d%d, %d rows from %d",
+                 old ? " mma.sync" : "", s->heads, s->kv, s->dim, s->n, s->pos0);
+        if (s->ring)
+            snprintf(name + strlen(name), sizeof(name) - strlen(name), ", %s %d + %d",
+                     s->mask == KV_MASK_BLOCK ? "block" : "token", s->n_sink, s->ring);
+        printf("%-64s %9.1f us %8.1f TFLOP/s\n", name, seconds * 1e6,
+               4.0 * (double)pairs * s->heads * s->dim / seconds * 1e-12);
+        fflush(stdout);
+    }
+    cb->arch = arch;
+    cudaFree((void *)a.q);
+    cudaFree((void *)a.k_chunk);
+    cudaFree((void *)a.v_chunk);
+    cudaFree(a.out);
+    cudaFree((void *)kv.batch.chunks);
+    kv_free(&kv);
+}
+
+static void bench_prefill(void)
+{
+    static const struct prefill_shape shapes[] = {
+        {32, 32, 128, 4096, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 32, 128, 8192, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 32, 128, 2048, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 8, 128, 4096, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 8, 128, 8192, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 32, 128, 2048, 2048, 0, 0, KV_MASK_TOKEN},
+        {32, 8, 128, 2048, 6144, 0, 0, KV_MASK_TOKEN},
+        {32, 8, 128, 512, 7680, 0, 0, KV_MASK_TOKEN},
+        {32, 8, 128, 2000, 6100, 0, 0, KV_MASK_TOKEN},
+        {32, 32, 128, 2048, 6144, 64, 1984, KV_MASK_BLOCK},
+        {32, 32, 128, 2048, 6144, 4, 2048, KV_MASK_TOKEN},
+        {32, 8, 64, 4096, 0, 0, 0, KV_MASK_TOKEN},
+        {32, 32, 64, 8192, 0, 0, 0, KV_MASK_TOKEN},
+    };
+    struct weight w;
+    struct gemm_args g;
+    struct err err = {0};
+    double s;
+
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        bench_prefill_attn(&shapes[i]);
     if (cb->base.ops->weight_random(&cb->base, &w, 11008, 4096, DTYPE_BF16, true, 1, 1, 0.02f, 0,
                                     &err) < 0)
         die("weights", &err);
-    g = (struct gemm_args){.x = a.q,
+    g = (struct gemm_args){.x = random_bf16(2048 * 4096, 6),
                            .n_rows = 2048,
                            .w = &w,
                            .out = device_alloc((size_t)2048 * 11008 * 2),
                            .epilogue = GEMM_STORE};
     s = time_graph(run_blas, &g);
-    printf("%-44s %9.1f us %8.1f TFLOP/s\n", "cublasLt [11008,4096] 2048 rows of zeros", s * 1e6,
+    printf("%-64s %9.1f us %8.1f TFLOP/s\n", "cublasLt [11008,4096] 2048 rows", s * 1e6,
            2.0 * 2048 * 11008 * 4096 / s * 1e-12);
     fflush(stdout);
-    kv_free(&kv);
+    cudaFree((void *)g.x);
+    cudaFree(g.out);
+    cb->base.ops->weight_free(&cb->base, &w);
 }
 
 struct step_work {
