@@ -1,0 +1,27 @@
+/*
+ * null_main - spand serve with the null engine, for benches of the front-end: spand-null [flags].
+ */
+#include "base/err.h"
+#include "base/log.h"
+#include "config/config.h"
+#include "server/serve.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    struct config_sources from = {.envp = environ, .argc = argc - 1, .argv = argv + 1};
+    struct config config;
+    struct err err = {0};
+    int rc = config_load(&config, &from, &err);
+
+    if (rc == 0) {
+        log_configure(config.log_level, config.log_format);
+        rc = serve_run(&config, &from, &err);
+        config_release(&config);
+    }
+    if (rc < 0)
+        fprintf(stderr, "spand-null: %s\n", err.msg);
+    return rc < 0;
+}

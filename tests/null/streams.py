@@ -1,0 +1,81 @@
+"""Many streams from one thread: opens them, reads what comes, and keeps what the caller asked for."""
+
+import json
+import re
+import select
+import socket
+import subprocess
+import time
+
+
+class Null:
+    """spand-null on a free port."""
+
+    def __init__(self, binary, *flags, env=None):
+        self.process = subprocess.Popen([binary, "--port", "0", "--log-level", "error", "--no-log-requests",
+                                         *flags], stdout=subprocess.PIPE, text=True, env=env)
+        for line in self.process.stdout:
+            if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
+                self.port = int(found.group(1))
+                return
+        raise RuntimeError("spand-null did not start")
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def get(self, path):
+        with self.connect() as s:
+            s.sendall(b"GET %s HTTP/1.0\r\n\r\n" % path.encode())
+            data = b""
+            while chunk := s.recv(65536):
+                data += chunk
+            return data
+
+    def metric(self, name):
+        return sum(float(line.rsplit(b" ", 1)[1]) for line in self.get("/metrics").splitlines()
+                   if re.match(rb"%s(\{|_total\{| )" % name.encode(), line))
+
+    def loop_cpu_s(self):
+        """Processor time of the loop thread alone."""
+        fields = open(f"/proc/{self.process.pid}/task/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def request(max_tokens, model="null"):
+    body = json.dumps({"model": model, "prompt": "x", "max_tokens": max_tokens, "stream": True,
+                       "ignore_eos": True}).encode()
+    return (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
+
+
+def run(null, n, max_tokens, seconds=None, on_chunk=None):
+    """n streams at once, to their end or for some seconds. Returns how many ended with [DONE]."""
+    poll = select.epoll()
+    tails, sockets = {}, {}
+    for _ in range(n):
+        s = null.connect()
+        s.sendall(request(max_tokens))
+        s.setblocking(False)
+        sockets[s.fileno()] = s
+        tails[s.fileno()] = b""
+        poll.register(s.fileno(), select.EPOLLIN)
+    done, until = 0, time.monotonic() + (seconds or 300)
+    while sockets and time.monotonic() < until:
+        for fd, _ in poll.poll(1, 256):
+            try:
+                chunk = sockets[fd].recv(262144)
+            except BlockingIOError:
+                continue
+            if on_chunk:
+                on_chunk(chunk)
+            tails[fd] = (tails[fd] + chunk)[-32:]
+            if not chunk or b"[DONE]" in tails[fd]:
+                done += b"[DONE]" in tails[fd]
+                poll.unregister(fd)
+                sockets.pop(fd).close()
+    for s in sockets.values():
+        s.close()
+    return done
