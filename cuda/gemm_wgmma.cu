@@ -202,7 +202,7 @@ static __device__ __forceinline__ row_ahead<T> look_ahead(const gemm_wgmma_args<
 template <typename T>
 static __device__ __forceinline__ void add_residual(const gemm_wgmma_args<T> &a, int tile, int row,
                                                     int col, const float v[4], int n, int lane,
-                                                    const row_ahead<T> &ahead, bool live)
+                                                    const row_ahead<T> &ahead)
 {
     T *x = (T *)a.out + (int64_t)row * a.n_cols + col;
     float sum[4] = {}, gained[4] = {}, sq = 0;
@@ -214,21 +214,21 @@ static __device__ __forceinline__ void add_residual(const gemm_wgmma_args<T> &a,
             gained[i] = sum[i] * a.next_gain[col + i];
         }
     }
-    if (n > 0 && live)
+    if (n > 0)
         store4(x, sum, n);
     if (!a.next_gain)
         return;
-    if (n > 0 && live)
+    if (n > 0)
         store4(a.gained + (int64_t)row * a.n_cols + col, gained, n);
     sq = warp_sum(sq);
-    if (lane == 0 && live)
+    if (lane == 0)
         a.next_sum_sq[(int64_t)tile * a.sum_sq_stride + row] = sq;
 }
 
 /* Four dims of a head: norm, rotation, and out. A warp has whole heads. */
 template <typename T>
 static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int col, float v[4],
-                                                const row_ahead<T> &ahead, bool live)
+                                                const row_ahead<T> &ahead)
 {
     const rope_args &r = a.rope;
     int head = col / r.head_dim, d = col % r.head_dim, half = r.head_dim / 2;
@@ -255,7 +255,7 @@ static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int
         if (!is_v)
             v[i] = v[i] * ahead.v[i] + (d < half ? -other : other) * ahead.sin[i];
     }
-    if (ahead.to && live)
+    if (ahead.to)
         store4(ahead.to, v, 4);
 }
 
@@ -263,7 +263,7 @@ static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int
 template <int PUT, typename T>
 static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, const float *sums,
                                                int tile, int row, float scale, int lane,
-                                               const row_ahead<T> &ahead, bool live)
+                                               const row_ahead<T> &ahead)
 {
     float4 s = *reinterpret_cast<const float4 *>(sums + lane * 4);
     float v[4] = {s.x * scale, s.y * scale, s.z * scale, s.w * scale};
@@ -280,9 +280,8 @@ static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, cons
                 gate[i] += a.bias[col + i];
                 up[i] += a.bias[a.n_cols + col + i];
             }
-            if (live)
-                ((T *)a.out)[(int64_t)row * a.n_cols + col + i] =
-                    from_f32<T>(act_f32(a.act, gate[i]) * up[i]);
+            ((T *)a.out)[(int64_t)row * a.n_cols + col + i] =
+                from_f32<T>(act_f32(a.act, gate[i]) * up[i]);
         }
         return;
     }
@@ -291,21 +290,20 @@ static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, cons
     for (int i = 0; i < 4; i++) /* no loop over n: v must stay in registers */
         v[i] += a.bias && i < n ? a.bias[col + i] : 0.0f;
     if constexpr (PUT == PUT_RESIDUAL) {
-        add_residual(a, tile, row, col, v, n, lane, ahead, live);
+        add_residual(a, tile, row, col, v, n, lane, ahead);
     } else if constexpr (PUT == PUT_ROTATED) {
-        put_head(a, n > 0 ? col : 0, v, ahead, live);
+        put_head(a, n > 0 ? col : 0, v, ahead);
     } else if (a.epilogue == GEMM_F32) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (i < n && live)
+            if (i < n)
                 ((float *)a.out)[(int64_t)row * a.n_cols + col + i] = v[i];
         }
     } else {
 #pragma unroll
         for (int i = 0; i < 4; i++)
             v[i] = a.epilogue == GEMM_ACT ? act_f32(a.act, v[i]) : v[i];
-        if (live)
-            store4((T *)a.out + (int64_t)row * a.n_cols + col, v, n);
+        store4((T *)a.out + (int64_t)row * a.n_cols + col, v, n);
     }
 }
 
@@ -371,7 +369,7 @@ static __device__ __forceinline__ void put_rows(const gemm_wgmma_args<T> &a, con
         row_ahead<T> ahead = look_ahead<S::PUT>(a, tile, a.row0 + row0 + r, lane);
 
         put_row<S::PUT>(a, sums + r * S::SUMS_STRIDE, tile, a.row0 + row0 + r,
-                        a.sum_sq ? scale[row0 + r] : 1.0f, lane, ahead, true);
+                        a.sum_sq ? scale[row0 + r] : 1.0f, lane, ahead);
     }
 }
 
@@ -380,14 +378,10 @@ static __device__ __forceinline__ void put_rows(const gemm_wgmma_args<T> &a, con
 /*
  * When all CTAs of a shared tile have left their sums, each adds up and puts out some of the rows,
  * by eights. All CTAs of the grid are running, so waiting for them ends.
- *
- * !live is a rehearsal: all but the waiting and the writing. The weights have driven this code and
- * the tables of these addresses out of every cache, and at the end of a product each miss is a
- * microsecond that nothing hides.
  */
 template <typename S, int N, typename T>
 static __device__ __forceinline__ void put_shared(const gemm_wgmma_args<T> &a, int tile,
-                                                  float *sums, const float *scale, bool live)
+                                                  float *sums, const float *scale)
 {
     constexpr int VECS = N / 8, AT_ONCE = VECS < 2 ? VECS : 2;
     int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
@@ -410,7 +404,7 @@ static __device__ __forceinline__ void put_shared(const gemm_wgmma_args<T> &a, i
                 ahead[j] = look_ahead<S::PUT>(a, tile, a.row0 + row, lane);
         }
         if (j0 == begin) {
-            while (threadIdx.x == 0 && load_acquire(&a.arrived[2 * tile]) < n && live)
+            while (threadIdx.x == 0 && load_acquire(&a.arrived[2 * tile]) < n)
                 __nanosleep(20);
             named_barrier(CONSUMERS, N_CONSUMERS); /* all sums have been left */
         }
@@ -452,10 +446,10 @@ static __device__ __forceinline__ void put_shared(const gemm_wgmma_args<T> &a, i
 
             if (j0 + j < end && row < a.n_rows)
                 put_row<S::PUT>(a, sums + (j * 8 + warp) * S::SUMS_STRIDE, tile, a.row0 + row,
-                                a.sum_sq ? scale[row] : 1.0f, lane, ahead[j], live);
+                                a.sum_sq ? scale[row] : 1.0f, lane, ahead[j]);
         }
     }
-    if (threadIdx.x == 0 && live && atomicAdd(&a.arrived[2 * tile + 1], 1) == n - 1) {
+    if (threadIdx.x == 0 && atomicAdd(&a.arrived[2 * tile + 1], 1) == n - 1) {
         a.arrived[2 * tile] = 0;
         a.arrived[2 * tile + 1] = 0;
     }
@@ -537,58 +531,6 @@ load_units(const CUtensorMap *w_map, const CUtensorMap *x_map, const gemm_wgmma_
     grid_launch_next(); /* this CTA asks memory for nothing more */
 }
 
-/* Consumer warps: the share's units, whole tiles to the writers, parts of tiles to memory. */
-template <typename S, int N, typename T>
-static __device__ __forceinline__ void multiply(const gemm_wgmma_args<T> &a,
-                                                const unsigned char *stages, pipeline *pipe,
-                                                float *sums, int begin, int end)
-{
-    int group = threadIdx.x / 128, n_handed = 0;
-    float acc[N / 2];
-    ring_turn t = {0, 0};
-
-    for (int unit = begin; unit < end;) {
-        int tile = unit / a.tile_units, first = unit % a.tile_units;
-        int n = a.tile_units - first < end - unit ? a.tile_units - first : end - unit;
-
-        for (int i = 0; i < n; i++, t.advance(S::STAGES)) {
-            smem_ref at = smem_addr(stages + t.at * S::STAGE_BYTES);
-            uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
-
-            barrier_wait(&pipe->full[t.at], t.parity);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < TILE_K / WGMMA_K; k++)
-                wgmma_ss<T, N>::run(acc, wd + 2 * k, xd + 2 * k, i > 0 || k > 0);
-            wgmma_commit();
-            wgmma_wait<0>(); /* at once: a free stage is worth more than a busy tensor core */
-            if (threadIdx.x % 128 == 0)
-                barrier_arrive(&pipe->empty[t.at]);
-        }
-        unit += n;
-        if (n < a.tile_units) {
-            leave_part<S, N>(a, acc, tile);
-            continue;
-        }
-#pragma unroll
-        for (int row0 = 0; row0 < N; row0 += S::ROWS) {
-            if (row0 >= a.n_rows)
-                break;
-            barrier_wait(&pipe->sums_empty, (n_handed & 1) ^ 1);
-            n_handed++;
-#pragma unroll
-            for (int j = 0; j < S::ROWS / 8 && row0 + 8 * j < N; j++)
-                spread<S>(sums, 8 * j, acc + row0 / 2 + 4 * j);
-            __syncwarp(); /* the warp's sums are there */
-            if (threadIdx.x % WARP_LANES == 0)
-                barrier_arrive(&pipe->sums_full);
-        }
-    }
-    if (n_handed > 0)
-        barrier_wait(&pipe->sums_empty,
-                     (n_handed & 1) ^ 1); /* the buffer is the consumers' again */
-}
-
 /* CTA -> its share of the units; first warps multiply, seven write, one thread of the last loads.
  */
 template <typename T, int PUT, int N>
@@ -621,32 +563,62 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
             load_units<S>(&w_map, &x_map, a, smem, &pipe, begin, end);
         return;
     }
+    grid_wait();
+    if (a.sum_sq)
+        find_scales(a, scale);
     if (threadIdx.x >= N_CONSUMERS) {
-        grid_wait();
-        if (a.sum_sq)
-            find_scales(a, scale);
         write_tiles<S, N>(a, sums, &pipe, begin, end, scale);
         return;
     }
 
-    /* Shared are at most the first tile of the share and the last. */
-    int first = begin % a.tile_units != 0 || end < begin + a.tile_units ? begin / a.tile_units : -1;
-    int last = end % a.tile_units != 0 ? (end - 1) / a.tile_units : -1;
+    int group = threadIdx.x / 128, n_handed = 0;
+    float acc[N / 2];
+    ring_turn t = {0, 0};
 
-    last = last == first ? -1 : last;
-#pragma unroll 1 /* one copy of the code, so that the rehearsal is of the real thing */
-    for (int act = 0; act < 3; act++) {
-        int tile = act == 1 ? first : act == 2 || first < 0 ? last : first;
+    for (int unit = begin; unit < end;) {
+        int tile = unit / a.tile_units, first = unit % a.tile_units;
+        int n = a.tile_units - first < end - unit ? a.tile_units - first : end - unit;
 
-        if (act == 1) {
-            grid_wait();
-            if (a.sum_sq)
-                find_scales(a, scale);
-            multiply<S, N>(a, smem, &pipe, sums, begin, end);
+        for (int i = 0; i < n; i++, t.advance(S::STAGES)) {
+            smem_ref at = smem_addr(smem + t.at * S::STAGE_BYTES);
+            uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
+
+            barrier_wait(&pipe.full[t.at], t.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < TILE_K / WGMMA_K; k++)
+                wgmma_ss<T, N>::run(acc, wd + 2 * k, xd + 2 * k, i > 0 || k > 0);
+            wgmma_commit();
+            wgmma_wait<0>(); /* at once: a free stage is worth more than a busy tensor core */
+            if (threadIdx.x % 128 == 0)
+                barrier_arrive(&pipe.empty[t.at]);
         }
-        if (tile >= 0)
-            put_shared<S, N>(a, tile, sums, scale, act > 0);
+        unit += n;
+        if (n < a.tile_units) {
+            leave_part<S, N>(a, acc, tile);
+            continue;
+        }
+#pragma unroll
+        for (int row0 = 0; row0 < N; row0 += S::ROWS) {
+            if (row0 >= a.n_rows)
+                break;
+            barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1);
+            n_handed++;
+#pragma unroll
+            for (int j = 0; j < S::ROWS / 8 && row0 + 8 * j < N; j++)
+                spread<S>(sums, 8 * j, acc + row0 / 2 + 4 * j);
+            __syncwarp(); /* the warp's sums are there */
+            if (threadIdx.x % WARP_LANES == 0)
+                barrier_arrive(&pipe.sums_full);
+        }
     }
+    if (n_handed > 0)
+        barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1); /* the buffer is the consumers' again */
+    /* Shared are at most the first tile and the last. */
+    if (begin % a.tile_units != 0 || end < begin + a.tile_units)
+        put_shared<S, N>(a, begin / a.tile_units, sums, scale);
+    if (end % a.tile_units != 0 && (end - 1) / a.tile_units != begin / a.tile_units)
+        put_shared<S, N>(a, (end - 1) / a.tile_units, sums, scale);
 }
 
 /* How many CTAs share the units: all SMs, or a few less where tiles then split evenly. */
