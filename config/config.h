@@ -42,6 +42,12 @@ enum config_run_ahead { CONFIG_RUN_AHEAD_AUTO, CONFIG_RUN_AHEAD_OFF, CONFIG_RUN_
 enum config_weights { CONFIG_WEIGHTS_FILE, CONFIG_WEIGHTS_RANDOM };
 enum config_sampling_defaults { CONFIG_SAMPLING_DEFAULTS_OPENAI, CONFIG_SAMPLING_DEFAULTS_MODEL };
 enum config_prefix_cache_scope { CONFIG_PREFIX_CACHE_SCOPE_SERVER, CONFIG_PREFIX_CACHE_SCOPE_KEY };
+enum config_tool_format {
+    CONFIG_TOOL_FORMAT_AUTO,
+    CONFIG_TOOL_FORMAT_HERMES,
+    CONFIG_TOOL_FORMAT_LLAMA3,
+    CONFIG_TOOL_FORMAT_MISTRAL
+};
 enum config_scheduling { CONFIG_SCHEDULING_ARRIVAL, CONFIG_SCHEDULING_PRIORITY };
 /* log_level and log_format have the values of enum log_level and enum log_format of base/log.h. */
 

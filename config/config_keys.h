@@ -116,6 +116,8 @@ CONFIG_SECTION("Requests", "What clients may ask for, and what they get when the
 CONFIG_KEY(INT, default_max_tokens, "1024", 1, 16777216, "tokens",
            "The length of a chat answer when the request sets no limit, cut to what the context "
            "has left. Completions without a limit get 16, as the API prescribes.")
+CONFIG_KEY(ENUM, tool_format, "auto", 0, 0, "auto hermes llama3 mistral",
+           "How the model writes calls of tools. auto goes by its chat template.")
 CONFIG_KEY(ENUM, sampling_defaults, "openai", 0, 0, "openai model",
            "Where temperature, top_p and the like come from when a request does not set them: "
            "openai means temperature 1 and nothing else, model means the model's "

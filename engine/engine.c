@@ -301,10 +301,13 @@ static json_t *messages_to_json(const struct engine_message *messages, int n_mes
     for (int i = 0; list && i < n_messages; i++) {
         json_t *role = json_string(messages[i].role);
         json_t *content = json_stringn(messages[i].content, messages[i].content_len);
+        json_t *extra = messages[i].extra ? json_loads(messages[i].extra, 0, NULL) : NULL;
         json_t *message = json_object();
 
         json_object_set_new(message, "role", role);
         json_object_set_new(message, "content", content);
+        json_object_update(message, extra);
+        json_decref(extra);
         if (!role || !content || !message || json_array_append_new(list, message) < 0) {
             json_decref(list);
             return NULL;
@@ -314,12 +317,12 @@ static json_t *messages_to_json(const struct engine_message *messages, int n_mes
 }
 
 int engine_chat_tokenize(const struct engine *e, const struct engine_message *messages,
-                         int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
-                         struct strbuf *prompt_text, struct err *err)
+                         int n_messages, const char *tools_json, bool add_generation_prompt,
+                         int32_t **ids, int *n_ids, struct strbuf *prompt_text, struct err *err)
 {
     struct chat_prompt prompt = {0};
     struct token_ids v;
-    json_t *list = NULL;
+    json_t *list = NULL, *tools = NULL;
     int rc;
 
     if (!e->chat_template)
@@ -333,10 +336,12 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
         rc = err_set(err, ERR_INVALID, "a message is not valid UTF-8");
         goto out;
     }
-    rc = chat_template_render(
-        e->chat_template,
-        &(struct chat_args){.messages = list, .add_generation_prompt = add_generation_prompt},
-        &prompt, err);
+    tools = tools_json ? json_loads(tools_json, 0, NULL) : NULL;
+    rc = chat_template_render(e->chat_template,
+                              &(struct chat_args){.messages = list,
+                                                  .tools = tools,
+                                                  .add_generation_prompt = add_generation_prompt},
+                              &prompt, err);
     if (rc == 0)
         rc = chat_prompt_encode(&prompt, e->tokenizer, &v, err);
     if (rc == 0 && v.n == 0)
@@ -351,6 +356,7 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
 out:
     token_ids_release(&v);
     chat_prompt_release(&prompt);
+    json_decref(tools);
     json_decref(list);
     return rc;
 }

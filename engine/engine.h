@@ -57,6 +57,7 @@ struct engine_info {
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
     int64_t n_pages, page_bytes;
     bool has_chat_template;
+    const char *chat_template;                                            /* its source, or NULL */
     float default_temperature, default_top_p, default_repetition_penalty; /* by sampling_defaults */
     int default_top_k;
 };
@@ -197,16 +198,17 @@ void engine_grammar_free(struct grammar *g); /* NULL is allowed; requests keep w
 struct engine_message {
     const char *role, *content; /* UTF-8 */
     size_t content_len;
+    const char *extra; /* a JSON object of further members, or NULL */
 };
 
 /*
  * The model's chat template over messages, as token ids; special tokens inside contents stay
- * text. *prompt_text (may be NULL) gets the rendered text. ERR_UNSUPPORTED without a template,
- * ERR_INVALID with what the template raised.
+ * text. tools_json is an array as the API has it, or NULL. *prompt_text (may be NULL) gets the
+ * rendered text. ERR_UNSUPPORTED without a template, ERR_INVALID with what the template raised.
  */
 int engine_chat_tokenize(const struct engine *e, const struct engine_message *messages,
-                         int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
-                         struct strbuf *prompt_text, struct err *err);
+                         int n_messages, const char *tools_json, bool add_generation_prompt,
+                         int32_t **ids, int *n_ids, struct strbuf *prompt_text, struct err *err);
 
 /* Who holds the pages that are taken. */
 struct engine_pages {

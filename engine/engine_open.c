@@ -382,6 +382,7 @@ static void fill_info(struct engine *e, const struct config *config)
         .n_pages = e->kv.pool.n_pages,
         .page_bytes = (int64_t)kv_page_bytes(&e->env.shape),
         .has_chat_template = e->chat_template != NULL,
+        .chat_template = e->chat_template ? chat_template_source(e->chat_template) : NULL,
         .default_temperature = by_model ? or_default(mc->default_temperature, 1.0f) : 1.0f,
         .default_top_p = by_model ? or_default(mc->default_top_p, 1.0f) : 1.0f,
         .default_repetition_penalty =

@@ -29,6 +29,7 @@ static void generation_free(struct generation *g)
         strbuf_release(&g->choices[i].text);
         strbuf_release(&g->choices[i].token_ids);
         strbuf_release(&g->choices[i].prompt_logprobs);
+        tool_calls_release(&g->choices[i].tools);
         logprob_list_release(&g->choices[i].logprobs);
     }
     for (int i = 0; g->prompts && i < g->n_prompts; i++) {
@@ -147,9 +148,40 @@ bool generation_streams(const struct generation *g)
 
 /* Choices */
 
+/* How calls of tools will be written in the answer. */
+static enum tool_format tool_format(const struct generation *g)
+{
+    switch (g->params.tool_choice) {
+    case TOOL_CHOICE_NAMED:
+        return TOOLS_ARGUMENTS;
+    case TOOL_CHOICE_REQUIRED:
+        return TOOLS_ARRAY;
+    case TOOL_CHOICE_AUTO:
+        break;
+    default:
+        return TOOLS_NONE;
+    }
+    switch (g->server->config->tool_format) {
+    case CONFIG_TOOL_FORMAT_HERMES:
+        return TOOLS_HERMES;
+    case CONFIG_TOOL_FORMAT_LLAMA3:
+        return TOOLS_LLAMA3;
+    case CONFIG_TOOL_FORMAT_MISTRAL:
+        return TOOLS_MISTRAL;
+    default:
+        return tool_format_of_template(g->server->info->chat_template);
+    }
+}
+
 static int make_choices(struct generation *g)
 {
     int n = g->n_prompts * g->params.n_samples;
+    enum tool_format format = tool_format(g);
+
+    if (g->params.tool_choice == TOOL_CHOICE_AUTO && format == TOOLS_NONE)
+        return api_error_set(&g->error, 400, "tools", "unsupported_parameter",
+                             "The model's chat template knows no tools: ask for a call with "
+                             "'tool_choice', or leave 'tools' out.");
 
     g->choices = arena_array(&g->arena, n, sizeof(*g->choices));
     if (!g->choices)
@@ -165,6 +197,7 @@ static int make_choices(struct generation *g)
         strbuf_init(&c->text);
         strbuf_init(&c->token_ids);
         strbuf_init(&c->prompt_logprobs);
+        tool_calls_init(&c->tools, format, g->params.tool_name);
         logprob_list_init(&c->logprobs, g->api == API_CHAT ? LOGPROBS_CHAT : LOGPROBS_COMPLETIONS);
     }
     g->n_choices = n;

@@ -13,6 +13,7 @@
 #include "server/api_error.h"
 #include "server/openai_json.h"
 #include "server/openai_params.h"
+#include "server/tool_calls.h"
 
 #include <uv.h>
 
@@ -36,6 +37,7 @@ struct choice {
     struct strbuf token_ids; /* likewise, "1,2,3" */
     struct strbuf prompt_logprobs;
     struct logprob_list logprobs;
+    struct tool_calls tools;
 };
 
 struct generation_prompt {

@@ -49,14 +49,17 @@ static int tokenize_one(struct generation *g, int i, struct err *err)
 {
     struct generation_prompt *p = &g->prompts[i];
     struct engine *e = g->server->engine;
+    char *tools;
     int rc;
 
     if (g->api == API_DETOKENIZE)
         return engine_detokenize(e, g->params.tokens, g->params.n_tokens, false, &p->echo, err);
     if (!g->params.messages)
         return tokenize_text(g, p, &g->params.prompts[i], err);
-    rc = engine_chat_tokenize(e, g->params.messages, g->params.n_messages,
+    tools = g->params.tools ? json_dumps(g->params.tools, JSON_COMPACT) : NULL;
+    rc = engine_chat_tokenize(e, g->params.messages, g->params.n_messages, tools,
                               g->params.add_generation_prompt, &p->ids, &p->n_ids, NULL, err);
+    free(tools);
     p->is_malloced = rc == 0;
     return rc;
 }

@@ -155,7 +155,9 @@ void generation_add_event(struct choice *c, const struct engine_event *ev)
     c->has_echoed = true;
     if (ev->prompt_tokens)
         add_prompt(c, ev, &speller);
-    strbuf_add(&c->text, ev->text, ev->text_len);
+    if (!tool_calls_feed(&c->tools, ev->text, ev->text_len, &c->text) ||
+        (ev->finish && !tool_calls_finish(&c->tools, &c->text)))
+        c->text.failed = true;
     for (int i = 0; i < ev->n_tokens; i++) {
         const struct engine_token *t = &ev->tokens[i];
 
@@ -176,9 +178,15 @@ void generation_add_event(struct choice *c, const struct engine_event *ev)
         c->stop_string = arena_strndup(&g->arena, ev->stop_string, strlen(ev->stop_string));
 }
 
-static const char *finish_word(enum finish_reason reason)
+static const char *finish_word(const struct choice *c)
 {
-    return reason == FINISH_NONE ? NULL : reason == FINISH_STOP ? "stop" : "length";
+    if (c->finish == FINISH_NONE)
+        return NULL;
+    if (c->finish != FINISH_STOP)
+        return "length";
+    /* A call that was asked for by name is no news. */
+    return tool_calls_count(&c->tools) > 0 && c->tools.format != TOOLS_ARGUMENTS ? "tool_calls"
+                                                                                 : "stop";
 }
 
 /* What the choice has to say; the finish reason and the prompt's ids are the caller's to add. */
@@ -234,7 +242,8 @@ static void write_role(struct choice *c, struct strbuf *out)
 
 static bool has_news(const struct choice *c)
 {
-    return c->text.len > 0 || c->logprobs.n > 0 || c->token_ids.len > 0;
+    return c->text.len > 0 || c->logprobs.n > 0 || c->token_ids.len > 0 ||
+           tool_calls_has_delta(&c->tools);
 }
 
 bool generation_has_chunk(const struct choice *c)
@@ -246,14 +255,23 @@ static void write_chat_chunks(struct choice *c, struct strbuf *out)
 {
     struct openai_piece piece = piece_of(c);
     struct openai_piece last = {.index = c->index,
-                                .finish_reason = finish_word(c->finish),
+                                .finish_reason = finish_word(c),
                                 .stop_string = c->stop_string,
                                 .stop_token = c->stop_token};
 
     if (!c->has_begun)
         write_role(c, out);
-    if (has_news(c))
+    if (has_news(c)) {
+        struct strbuf calls = STRBUF_INIT;
+
+        tool_calls_write_delta(&c->tools, &calls);
+        if (calls.len > 0) {
+            piece.tool_calls = &calls;
+            piece.text = c->text.len ? piece.text : NULL;
+        }
         write_chunk(c, &piece, out);
+        strbuf_release(&calls);
+    }
     if (last.finish_reason)
         write_chunk(c, &last, out);
 }
@@ -267,7 +285,7 @@ void generation_write_chunks(struct choice *c, struct strbuf *out)
         write_chat_chunks(c, out);
     } else {
         piece = piece_of(c);
-        piece.finish_reason = finish_word(c->finish);
+        piece.finish_reason = finish_word(c);
         if (g->params.return_token_ids && !c->has_begun)
             piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
         write_chunk(c, &piece, out);
@@ -298,6 +316,25 @@ void generation_write_error(struct strbuf *out, const struct api_error *e)
     sse_done(out);
 }
 
+static void write_choice(const struct generation *g, const struct choice *c,
+                         struct openai_piece *piece, struct strbuf *out)
+{
+    struct strbuf calls = STRBUF_INIT;
+
+    if (g->api == API_CHAT) {
+        tool_calls_write(&c->tools, &calls);
+        if (calls.len > 0) {
+            piece->tool_calls = &calls;
+            piece->text = c->text.len ? piece->text : NULL;
+        }
+        openai_write_message_choice(out, piece);
+    } else {
+        openai_write_text_choice(out, piece);
+    }
+    out->failed |= c->text.failed;
+    strbuf_release(&calls);
+}
+
 void generation_write_body(struct generation *g, struct strbuf *out)
 {
     strbuf_add(out, g->head.buf, g->head.len);
@@ -308,18 +345,14 @@ void generation_write_body(struct generation *g, struct strbuf *out)
         if (c->index < 0)
             continue; /* not among the best */
         piece = piece_of(c);
-        piece.finish_reason = finish_word(c->finish);
+        piece.finish_reason = finish_word(c);
         if (g->params.return_token_ids)
             piece.prompt_ids = &g->prompts[c->prompt_idx].ids_text;
         if (g->params.n_prompt_logprobs >= 0)
             piece.prompt_logprobs = &c->prompt_logprobs;
         if (c->index > 0)
             strbuf_addch(out, ',');
-        if (g->api == API_CHAT)
-            openai_write_message_choice(out, &piece);
-        else
-            openai_write_text_choice(out, &piece);
-        out->failed |= c->text.failed;
+        write_choice(g, c, &piece, out);
     }
     strbuf_addch(out, ']');
     if (g->api == API_CHAT && g->params.return_token_ids)

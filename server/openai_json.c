@@ -307,8 +307,13 @@ void openai_write_text_choice(struct strbuf *out, const struct openai_piece *p)
 void openai_write_message_choice(struct strbuf *out, const struct openai_piece *p)
 {
     strbuf_addf(out, "{\"index\":%d,\"message\":{\"role\":\"assistant\",\"content\":", p->index);
-    strbuf_add_json(out, p->text ? p->text : "", p->text_len);
-    strbuf_addstr(out, ",\"refusal\":null}");
+    if (p->tool_calls && !p->text)
+        strbuf_addstr(out, "null");
+    else
+        strbuf_add_json(out, p->text ? p->text : "", p->text_len);
+    strbuf_addstr(out, ",\"refusal\":null");
+    openai_write_list(out, "tool_calls", p->tool_calls);
+    strbuf_addch(out, '}');
     write_rest(out, p);
     strbuf_addch(out, '}');
 }
@@ -321,6 +326,11 @@ void openai_write_delta_choice(struct strbuf *out, const struct openai_piece *p)
     if (p->text) {
         strbuf_addstr(out, p->with_role ? ",\"content\":" : "\"content\":");
         strbuf_add_json(out, p->text, p->text_len);
+    }
+    if (p->tool_calls) {
+        strbuf_addstr(out, p->text || p->with_role ? ",\"tool_calls\":[" : "\"tool_calls\":[");
+        strbuf_add(out, p->tool_calls->buf, p->tool_calls->len);
+        strbuf_addch(out, ']');
     }
     strbuf_addch(out, '}');
     write_rest(out, p);

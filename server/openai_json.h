@@ -61,6 +61,7 @@ struct openai_piece {
     const char *finish_reason;            /* NULL: null */
     const char *stop_string;              /* what stopped it: a string, or a token */
     int32_t stop_token;                   /* -1: none */
+    const struct strbuf *tool_calls;      /* entries without brackets, or NULL */
     bool with_role;                       /* a delta that opens the message */
 };
 

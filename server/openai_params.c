@@ -62,6 +62,7 @@ static const struct field fields[] = {
     {"add_generation_prompt", API_CHAT | API_TOKENIZE, FIELD_BOOL, AT(add_generation_prompt), 0, 0},
     {"return_token_ids", GEN, FIELD_BOOL, AT(return_token_ids), 0, 0},
     {"return_tokens_as_token_ids", GEN, FIELD_BOOL, AT(tokens_as_ids), 0, 0},
+    {"parallel_tool_calls", API_CHAT, FIELD_BOOL, AT(parallel_tools), 0, 0},
     {"return_token_strs", API_TOKENIZE, FIELD_BOOL, AT(return_token_strs), 0, 0},
 };
 
@@ -319,6 +320,8 @@ static const struct {
     {"stream_options", GEN, read_stream_options},
     {"user", GEN, read_string},
     {"cache_salt", GEN, read_cache_salt},
+    {"tools", API_CHAT, openai_read_tools},
+    {"tool_choice", API_CHAT, openai_read_tool_choice},
     {"response_format", GEN, openai_read_response_format},
     {"structured_outputs", GEN, openai_read_structured},
     {"guided_json", GEN, openai_read_schema},
@@ -360,8 +363,8 @@ static const struct {
     bool (*harmless)(const json_t *v);
 } refused[] = {
     {"suffix", API_COMPLETIONS, means_nothing},
-    {"tool_choice", API_CHAT, is_auto_or_none}, /* auto without tools asks for nothing */
-    {"function_call", API_CHAT, is_auto_or_none},
+    {"function_call", API_CHAT, is_auto_or_none}, /* auto without functions asks for nothing */
+    {"functions", API_CHAT, means_nothing},
     {"modalities", API_CHAT, is_only_text},
     {"audio", API_CHAT, means_nothing},
     {"web_search_options", API_CHAT, NULL},
@@ -375,9 +378,6 @@ static const struct {
 
 static int check_refused(struct openai_reader *r, const json_t *body)
 {
-    static const char *const tool_lists[] = {"tools", "functions"};
-    static const char *const tool_choices[] = {"tool_choice", "function_call"};
-
     for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
         const json_t *v = json_object_get(body, refused[i].name);
 
@@ -386,18 +386,6 @@ static int check_refused(struct openai_reader *r, const json_t *body)
         if (!refused[i].harmless || !refused[i].harmless(v))
             return api_error_set(r->e, 400, refused[i].name, "unsupported_parameter",
                                  "'%s' is not supported by this server.", refused[i].name);
-    }
-    if (r->api != API_CHAT)
-        return 0;
-    for (int i = 0; i < 2; i++) {
-        const json_t *v = json_object_get(body, tool_lists[i]);
-
-        if (!v || json_is_null(v) || means_nothing(v) ||
-            is_none(json_object_get(body, tool_choices[i])))
-            continue;
-        return api_error_set(r->e, 400, tool_lists[i], "unsupported_parameter",
-                             "'%s' is not supported by this server, unless '%s' is \"none\".",
-                             tool_lists[i], tool_choices[i]);
     }
     return 0;
 }
@@ -505,6 +493,7 @@ static void set_defaults(struct openai_params *p, const struct openai_limits *li
     p->top_k = limits->top_k;
     p->n = 1;
     p->truncate_prompt = -2;
+    p->parallel_tools = true;
     p->legacy_max_tokens = p->max_completion_tokens = p->max_tokens = -1;
     p->n_logprobs = p->n_top_logprobs = p->n_prompt_logprobs = -1;
     p->add_special = -1;
@@ -534,6 +523,8 @@ int openai_params_read(struct openai_params *out, enum openai_api api, const jso
     }
     out->has_seed = json_is_number(json_object_get(body, "seed"));
     if (check_refused(&r, body) < 0)
+        return ERR_INVALID;
+    if (openai_check_tools(&r) < 0)
         return ERR_INVALID;
     merge_names(&r);
     return check_together(&r);

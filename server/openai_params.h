@@ -45,6 +45,14 @@ struct openai_prompt {
     int n_ids;
 };
 
+enum openai_tool_choice {
+    TOOL_CHOICE_ABSENT = 0,
+    TOOL_CHOICE_NONE,
+    TOOL_CHOICE_AUTO,
+    TOOL_CHOICE_REQUIRED,
+    TOOL_CHOICE_NAMED
+};
+
 /* What the answer must look like. */
 struct openai_grammar {
     const char *field; /* the field that asked for it; NULL: none did */
@@ -71,6 +79,10 @@ struct openai_params {
     int n_bad_words;
     const char *cache_salt; /* or NULL */
     struct openai_grammar grammar;
+    const json_t *tools; /* array, or NULL: the model is told of none */
+    enum openai_tool_choice tool_choice;
+    const char *tool_name; /* TOOL_CHOICE_NAMED */
+    bool parallel_tools;
     int64_t seed;
     bool has_seed;
     bool stream, has_stream_options, include_usage, continuous_usage;
@@ -111,6 +123,13 @@ int openai_read_tokens(struct openai_reader *r, const char *name, const json_t *
 /* An array of token ids below vocab_size, into the arena. Messages name the field. */
 int openai_read_ids(struct openai_reader *r, const char *name, const json_t *v, int32_t **ids,
                     int *n_ids);
+
+/* openai_tools.c */
+int openai_read_tools(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_tool_choice(struct openai_reader *r, const char *name, const json_t *v);
+int openai_read_calls(struct openai_reader *r, size_t i, const json_t *message,
+                      struct engine_message *out);
+int openai_check_tools(struct openai_reader *r); /* all fields are read */
 
 /* openai_grammar.c */
 int openai_set_schema(struct openai_reader *r, const char *name, const json_t *schema);

@@ -164,11 +164,11 @@ static int read_message(struct openai_reader *r, size_t i, const json_t *v,
     if (!out->role)
         return api_error_set(r->e, 400, "messages", NULL,
                              "Message %zu has the unknown role '%.40s'.", i, role ? role : "");
-    if (json_array_size(json_object_get(v, "tool_calls")) > 0 ||
-        json_is_object(json_object_get(v, "function_call")))
+    if (json_is_object(json_object_get(v, "function_call")))
         return api_error_set(r->e, 400, "messages", "unsupported_parameter",
-                             "Message %zu holds tool calls, which this server does not support.",
-                             i);
+                             "Message %zu holds a function_call; this server knows tool_calls.", i);
+    if (openai_read_calls(r, i, v, out) < 0)
+        return ERR_INVALID;
     if (json_is_string(content)) {
         out->content = json_string_value(content);
         out->content_len = json_string_length(content);
@@ -177,7 +177,7 @@ static int read_message(struct openai_reader *r, size_t i, const json_t *v,
     if (json_is_array(content))
         return read_parts(r, content, out);
     if ((!content || json_is_null(content)) && !strcmp(out->role, "assistant")) {
-        out->content = "";
+        out->content = ""; /* templates join texts */
         return 0;
     }
     return api_error_set(r->e, 400, "messages", NULL,

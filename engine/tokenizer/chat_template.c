@@ -21,6 +21,7 @@
 struct chat_template {
     struct arena arena; /* owns the tree */
     const struct jinja_node *root;
+    const char *source;
     json_t *tokens; /* bos_token and its like, as strings */
 };
 
@@ -62,6 +63,7 @@ int chat_template_new(struct chat_template **out, const char *source, size_t len
                      MAX_TEMPLATE_BYTES);
         goto out;
     }
+    ct->source = arena_strndup(&ct->arena, source, len);
     rc = jinja_parse(&ct->root, &ct->arena, source, len, err);
     if (rc < 0)
         goto out;
@@ -153,6 +155,11 @@ out:
     json_decref(map);
     json_decref(tokens);
     return rc;
+}
+
+const char *chat_template_source(const struct chat_template *ct)
+{
+    return ct->source;
 }
 
 static void put(struct jinja_run *run, struct jinja_dict *d, const char *name, struct jinja_value v)

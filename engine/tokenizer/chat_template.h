@@ -34,6 +34,9 @@ int chat_template_new(struct chat_template **out, const char *source, size_t len
                       const json_t *tokens, struct err *err);
 void chat_template_free(struct chat_template *ct);
 
+/* The template as it was read, borrowed from ct. */
+const char *chat_template_source(const struct chat_template *ct);
+
 struct chat_segment {
     size_t at, len; /* into chat_prompt.text */
     bool trusted;   /* the template's own words: special tokens count */

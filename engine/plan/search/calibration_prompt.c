@@ -100,7 +100,7 @@ static int build(const struct recipe *r, double size, struct strbuf *given, int3
     if (text.failed)
         rc = err_set(err, ERR_NO_ROOM, "calibrate: out of memory");
     else if (engine_get_info(r->e)->has_chat_template && !r->o->raw_prompts)
-        rc = engine_chat_tokenize(r->e, &message, 1, true, ids, n_ids, NULL, err);
+        rc = engine_chat_tokenize(r->e, &message, 1, NULL, true, ids, n_ids, NULL, err);
     else
         rc = engine_tokenize(r->e, text.buf, text.len, true, false, ids, n_ids, err);
     strbuf_release(&text);
