@@ -18,6 +18,7 @@ void api_health_live(struct exchange *ex);
 void api_page(struct exchange *ex);
 void api_page_plan(struct exchange *ex);
 void api_version(struct exchange *ex);
+void api_openapi(struct exchange *ex);
 void api_metrics(struct exchange *ex);
 void api_debug_state(struct exchange *ex);
 void api_debug_kv(struct exchange *ex);

@@ -23,6 +23,7 @@ static const struct route routes[] = {
     {"/v1/health", ROUTE_GET, ROUTE_OPEN, api_health},
     {"/ping", ROUTE_GET, ROUTE_OPEN, api_health},
     {"/version", ROUTE_GET, ROUTE_ALWAYS, api_version},
+    {"/openapi.json", ROUTE_GET, ROUTE_ALWAYS, api_openapi},
     {"/", ROUTE_GET, ROUTE_PAGE, api_page},
     {"/ui/plan", ROUTE_GET, ROUTE_PAGE, api_page_plan},
     {"/metrics", ROUTE_GET, ROUTE_IF_METRICS, api_metrics},

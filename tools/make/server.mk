@@ -3,3 +3,4 @@ FUZZ_SRC_request_body = server/openai_params.c server/openai_prompt.c server/jso
 
 # The page is read by the assembler, which tells make nothing.
 $(OBJ)/server/api_page.o: server/page.html
+$(OBJ)/server/api_openapi.o: server/openapi.json
