@@ -212,8 +212,10 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
 
 /* Who holds the pages that are taken. */
 struct engine_pages {
-    int64_t prefill, decode; /* by the state of the sequence; they add up to all that is taken */
-    int64_t fixed;           /* among them: of sequences whose pages were all taken at admission */
+    int64_t prefill, decode; /* by the state of the sequence that took them */
+    int64_t shared;          /* sequences hold them, but whoever took them has ended */
+    int64_t cached;          /* no sequence holds them: room, though not empty */
+    int64_t fixed;           /* of those held: by sequences that took all of theirs when admitted */
 };
 
 #define ENGINE_N_ROWS_EDGES 13 /* 1, 8, 16, 32 ... 16384: steps by their number of rows */

@@ -175,10 +175,10 @@ static void dump_pool(const struct engine *e, struct strbuf *out)
                 ks->shape.page_entries);
     strbuf_addf(out,
                 "\"pages\":{\"total\":%d,\"free\":%d,\"idle\":%d,\"prefill\":%lld,\"decode\":%lld,"
-                "\"fixed\":%lld},\"table\":{\"entries\":%lld,\"used\":%lld},",
+                "\"shared\":%lld,\"fixed\":%lld},\"table\":{\"entries\":%lld,\"used\":%lld},",
                 (int)ks->pool.n_pages, (int)ks->pool.n_free, (int)ks->pool.n_idle,
-                (long long)pages.prefill, (long long)pages.decode, (long long)pages.fixed,
-                (long long)ks->table_len, (long long)table_used);
+                (long long)pages.prefill, (long long)pages.decode, (long long)pages.shared,
+                (long long)pages.fixed, (long long)ks->table_len, (long long)table_used);
     strbuf_addf(out, "\"slots\":{\"total\":%d,\"used\":%d}", ks->n_slots, ks->n_used);
 }
 

@@ -111,6 +111,7 @@ void *engine_loop(void *arg)
     pthread_setname_np(pthread_self(), "spand-engine");
     pthread_mutex_lock(&e->mu);
     for (;;) {
+        struct engine_pages pages;
         bool ended, ran, taken;
 
         drain_inbox(e);
@@ -130,7 +131,9 @@ void *engine_loop(void *arg)
             continue;
         CHECK(e->sched.running.n == 0);
         CHECK(e->sched.waiting.n == 0);
-        stats_idle(&e->stats, e->sched.waiting.n, e->sched.running.n, kv_pool_used(&e->kv.pool));
+        pages = engine_count_pages(e);
+        stats_idle(&e->stats, e->sched.waiting.n, e->sched.running.n, kv_pool_used(&e->kv.pool),
+                   &pages);
         step_trace_flush(e->trace);
         pthread_mutex_unlock(&e->mu);
         ring_queue_wait(&e->inbox, -1);

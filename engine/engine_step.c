@@ -264,11 +264,13 @@ struct engine_pages engine_count_pages(const struct engine *e)
         const struct kv_slot *slot = &e->kv.slots[seq->slot];
 
         if (seq->state == SEQ_PREFILL)
-            n.prefill += slot->n_pages;
+            n.prefill += slot->n_pages - slot->n_shared;
         else
-            n.decode += slot->n_pages;
+            n.decode += slot->n_pages - slot->n_shared;
         n.fixed += slot->growable ? 0 : slot->n_pages;
     }
+    n.shared = kv_pool_used(&e->kv.pool) - n.prefill - n.decode;
+    n.cached = e->kv.pool.n_idle;
     return n;
 }
 

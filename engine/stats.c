@@ -49,14 +49,14 @@ void stats_finished(struct stats *s, enum finish_reason reason)
     pthread_mutex_unlock(&s->mu);
 }
 
-void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used)
+void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used,
+                const struct engine_pages *pages)
 {
     pthread_mutex_lock(&s->mu);
     s->now.n_waiting = n_waiting;
     s->now.n_running = n_running;
     s->now.pages_used = pages_used;
-    if (pages_used == 0)
-        s->now.pages = (struct engine_pages){0};
+    s->now.pages = *pages;
     if (n_waiting == 0)
         s->now.waiting_tokens = 0;
     pthread_mutex_unlock(&s->mu);

@@ -40,7 +40,8 @@ void stats_rejected(struct stats *s);
 void stats_finished(struct stats *s, enum finish_reason reason);
 
 /* Called with what the scheduler holds when no step runs, so that an idle engine reads idle. */
-void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used);
+void stats_idle(struct stats *s, int64_t n_waiting, int64_t n_running, int64_t pages_used,
+                const struct engine_pages *pages);
 void stats_add_step(struct stats *s, const struct stats_step *step, const struct backend *be);
 
 void stats_get(struct stats *s, struct engine_stats *out);

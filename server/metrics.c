@@ -192,13 +192,16 @@ static void write_pages(struct strbuf *out, const struct engine_stats *s, const 
     const struct {
         const char *word;
         int64_t n;
-    } states[] = {{"free", s->pages_total - s->pages_used},
+    } states[] = {{"free", s->pages_total - s->pages_used - s->pages.cached},
+                  {"cached", s->pages.cached},
                   {"prefill", s->pages.prefill},
-                  {"decode", s->pages.decode}};
+                  {"decode", s->pages.decode},
+                  {"shared", s->pages.shared}};
 
-    begin_family(out, "spand_kv_pages_by_state", "gauge",
-                 "Pages of the key-value pool by what their sequence does.");
-    for (int i = 0; i < 3; i++)
+    begin_family(
+        out, "spand_kv_pages_by_state", "gauge",
+        "Pages of the key-value pool: free, cached, or by what the sequence does that took them.");
+    for (int i = 0; i < 5; i++)
         strbuf_addf(out, "spand_kv_pages_by_state{%s,state=\"%s\"} %lld\n", own, states[i].word,
                     (long long)states[i].n);
 }
@@ -275,10 +278,10 @@ static void write_iterations(struct strbuf *out, const struct engine_stats *s, c
 
     memcpy(h.counts, s->rows_counts, sizeof(s->rows_counts));
     h.counts[METRICS_MAX_EDGES] = s->rows_counts[ENGINE_N_ROWS_EDGES];
-    write_histogram(out, "spand_iteration_tokens", "Rows of a step: prompt and decode.", own,
+    write_histogram(out, "spand_iteration_tokens", "Rows of a step: prompt and decode.", own, &h,
+                    rows_edges);
+    write_histogram(out, "vllm:iteration_tokens_total", "Alias of spand_iteration_tokens.", vllm,
                     &h, rows_edges);
-    write_histogram(out, "vllm:iteration_tokens_total", "Alias of spand_iteration_tokens.",
-                    vllm, &h, rows_edges);
 }
 
 /* The names that Prometheus' own client libraries give. */

@@ -156,6 +156,7 @@ static void put_shared(struct kv_slots *ks, int slot, const struct kv_shared *sh
             ks->page_table[ks->head_base[at + i] + p] = shared->pages[(int64_t)p * n_heads + i];
         ks->head_pages[at + i] = shared->n;
         ks->slots[slot].n_pages += shared->n;
+        ks->slots[slot].n_shared += shared->n;
     }
 }
 

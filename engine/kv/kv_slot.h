@@ -42,7 +42,7 @@ struct kv_slot {
     bool used, growable;
     bool geom_dirty, table_dirty; /* not yet on the device */
     int32_t n_limit, n_room;      /* tokens that may come; tokens that the pages held can take */
-    int64_t n_pages;              /* held */
+    int64_t n_pages, n_shared;    /* held; among them: found in a cache when it was seated */
     int64_t table_at, table_len;
 };
 

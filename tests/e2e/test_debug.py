@@ -32,6 +32,25 @@ def test_kv_is_empty_when_idle(debugged):
     assert kv["page_bytes"] == debugged.gauge("spand_kv_page_bytes")
 
 
+def test_kv_tells_cached_pages_from_free_ones():
+    """A prompt of 200 tokens leaves three whole pages a head, which the next one that begins so
+    shares with the cache."""
+    d = Daemon("--debug-endpoints", "--kv-sweep-steps", "1", "--served-model-name", "m")
+    body = {"model": "m", "prompt": [5 + i % 90 for i in range(200)], "max_tokens": 4,
+            "ignore_eos": True}
+    try:
+        for _ in range(2):
+            assert d.post("/v1/completions", body)[0] == 200
+            d.wait_idle()
+            states = {s: d.metrics()[f'spand_kv_pages_by_state{{model_name="m",state="{s}"}}']
+                      for s in ("free", "cached", "prefill", "decode", "shared")}
+            assert sum(states.values()) == d.gauge("spand_kv_pages")
+            assert states["cached"] == 3 * 32 and states["shared"] == states["decode"] == 0
+            assert debug(d, "/debug/kv")[1]["sweep"]["ok"]
+    finally:
+        assert d.stop() == 0
+
+
 def test_kv_shows_a_running_request_page_by_page(debugged):
     """Half of 1200 tokens is a span of 640, ten pages in each of 8 layers of 4 heads."""
     n_prompt = len(debugged.post("/tokenize", {"model": "m", "prompt": "The history"})[1]["tokens"])
