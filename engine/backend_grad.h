@@ -74,7 +74,8 @@ struct grad_attn_out_args {
 /* How influence adds up. */
 enum grad_sum {
     GRAD_SUM_ABS = 0, /* the absolute value of every key's, as the reference has it */
-    GRAD_SUM_BLOCK    /* a row's keys of one block first, since they are hidden together */
+    GRAD_SUM_BLOCK,   /* a row's keys of one block first, since they are hidden together */
+    GRAD_SUM_SIGNED   /* no absolute value at all: what all rows lose and gain cancels */
 };
 
 /*

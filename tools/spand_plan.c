@@ -82,8 +82,8 @@ static const struct config_extra extras[] = {
      "answer count alike, however sure the model is of them.",
      0, 0},
     {"sums", CONFIG_STRING, &asked.sums,
-     "How influence adds up: abs, by the absolute value of every key's; block, by that of the keys "
-     "of a block together.",
+     "How influence adds up: abs, by the absolute value of every key's; block, by that of a row's "
+     "keys of one block together; signed, by that of all rows at one distance together.",
      0, 0},
     {"answer_tokens", CONFIG_INT, &asked.answer_tokens, "The most tokens of an answer.", 1, 65536},
     {"raw_prompts", CONFIG_BOOL, &asked.raw_prompts, "Leaves the model's chat template out.", 0, 0},
@@ -270,12 +270,12 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
     static const char *const sources[] = {"both", "retrieval", "summary"};
     static const char *const answers[] = {"model", "given"}, *const losses[] = {"answer", "whole"};
     static const char *const objectives[] = {"cross_entropy", "log_odds"};
-    static const char *const sums[] = {"abs", "block"};
+    static const char *const sums[] = {"abs", "block", "signed"};
     int source = pick_word(f->source, "source", sources, 3, err);
     int answer = pick_word(f->answers, "answers", answers, 2, err);
     int loss = pick_word(f->loss, "loss", losses, 2, err);
     int objective = pick_word(f->objective, "objective", objectives, 2, err);
-    int sum = pick_word(f->sums, "sums", sums, 2, err);
+    int sum = pick_word(f->sums, "sums", sums, 3, err);
 
     if (source < 0 || answer < 0 || loss < 0 || objective < 0 || sum < 0)
         return err->code;
@@ -285,7 +285,7 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
     o->answers = (enum search_answers)answer;
     o->whole_context_loss = loss == 1;
     o->log_odds = objective == 1;
-    o->block_sums = sum == 1;
+    o->sums = sum;
     o->input = f->calibration;
     o->template_text = f->template_text;
     return 0;

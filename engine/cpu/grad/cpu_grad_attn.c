@@ -90,7 +90,9 @@ static void row_back(const struct attn_job *j, const struct tiles *t, int head, 
     memset(gw + row + 1, 0, sizeof(*gw) * (size_t)(n_keys - row - 1));
     memset(gw, 0, sizeof(*gw) * (size_t)lo);
     if (lo == row) { /* nothing is left to take over the weight: the reference counts g A */
-        double e = fabs((double)gw[row] * w[row]);
+        double e = (double)gw[row] * w[row];
+
+        e = a->sum == GRAD_SUM_SIGNED ? e : fabs(e);
 
         *(row / GRAD_BLOCK ? &band[0] : &sink[block]) += e;
         gw[row] = w[row] * (gw[row] - d) * a->scale;
@@ -103,7 +105,8 @@ static void row_back(const struct attn_job *j, const struct tiles *t, int head, 
         end = end < row + 1 ? end : row + 1;
         e = j->g->kern->influence(w + key, gw + key, end - key, d, GRAD_MIN_REST, a->scale,
                                   a->sum == GRAD_SUM_ABS);
-        *(kb ? &band[block - kb] : &sink[block]) += fabs((double)e);
+        *(kb ? &band[block - kb] : &sink[block]) +=
+            a->sum == GRAD_SUM_SIGNED ? (double)e : fabs((double)e);
         key = end;
     }
 }

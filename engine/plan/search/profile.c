@@ -12,6 +12,7 @@
 #include "config/config.h"
 #include "engine/plan/search/grad_pass.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,7 +187,7 @@ static void close_model(struct runner *r)
     r->be = NULL;
 }
 
-/* Adds one item's influence, query heads of a unit summed. */
+/* Adds the size of one item's influence, query heads of a unit summed. */
 static void add_up(const struct runner *r, struct profile_length *at, const double *band,
                    const double *sink, int n_blocks)
 {
@@ -197,8 +198,8 @@ static void add_up(const struct runner *r, struct profile_length *at, const doub
         int64_t unit = h / m->n_heads * r->out->units_per_layer + h % m->n_heads / group;
 
         for (int b = 0; b < n_blocks; b++) {
-            at->band[unit * at->n_blocks + b] += band[h * n_blocks + b];
-            at->sink[unit * at->n_blocks + b] += sink[h * n_blocks + b];
+            at->band[unit * at->n_blocks + b] += fabs(band[h * n_blocks + b]);
+            at->sink[unit * at->n_blocks + b] += fabs(sink[h * n_blocks + b]);
         }
     }
 }

@@ -113,6 +113,5 @@ void search_key_items(struct strbuf *out, const struct search_options *o)
 void search_key_profile(struct strbuf *out, const struct search_options *o)
 {
     search_key_items(out, o);
-    strbuf_addf(out, " whole=%d odds=%d sums=%d", o->whole_context_loss, o->log_odds,
-                o->block_sums);
+    strbuf_addf(out, " whole=%d odds=%d sums=%d", o->whole_context_loss, o->log_odds, o->sums);
 }

@@ -29,7 +29,8 @@ struct search_options {
     const char *template_text; /* with {text}; NULL: a summary's */
     enum search_source source;
     enum search_answers answers;
-    bool whole_context_loss, log_odds, block_sums, raw_prompts; /* raw: no chat template */
+    bool whole_context_loss, log_odds, raw_prompts; /* raw: no chat template */
+    int sums;                                       /* enum grad_sum */
     bool per_query_head, baselines;
     int n_lengths, length[SEARCH_MAX_LENGTHS];
     struct search_caps caps;
