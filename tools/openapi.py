@@ -116,12 +116,12 @@ SCHEMAS = {
         "max_model_len": {"type": "integer"}}},
     "ModelList": {"type": "object", "required": ["object", "data"], "properties": {
         "object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}},
-    "TokenizeRequest": {"type": "object", "properties": {
-        "model": STRING, "prompt": STRING, "messages": {"type": "array", "minItems": 1, "items": ref("Message")},
+    "TokenizeRequest": {"type": "object", "anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}], "properties": {
+        "model": null(STRING), "prompt": STRING, "messages": {"type": "array", "minItems": 1, "items": ref("Message")},
         "add_special_tokens": BOOL, "add_generation_prompt": BOOL, "return_token_strs": BOOL}},
     "Tokens": {"type": "object", "required": ["count", "max_model_len", "tokens"], "properties": {
         "count": {"type": "integer"}, "max_model_len": {"type": "integer"}, "tokens": IDS}},
-    "DetokenizeRequest": {"type": "object", "required": ["tokens"], "properties": {"model": STRING, "tokens": IDS}},
+    "DetokenizeRequest": {"type": "object", "required": ["tokens"], "properties": {"model": null(STRING), "tokens": IDS}},
     "Text": {"type": "object", "required": ["prompt"], "properties": {"prompt": STRING}},
 }
 
