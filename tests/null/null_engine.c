@@ -359,12 +359,13 @@ void engine_grammar_free(struct grammar *g)
 }
 
 int engine_chat_tokenize(const struct engine *e, const struct engine_message *messages,
-                         int n_messages, bool add_generation_prompt, int32_t **ids, int *n_ids,
-                         struct strbuf *prompt_text, struct err *err)
+                         int n_messages, const char *tools, bool add_generation_prompt,
+                         int32_t **ids, int *n_ids, struct strbuf *prompt_text, struct err *err)
 {
     struct strbuf all = STRBUF_INIT;
     int rc;
 
+    (void)tools;
     (void)add_generation_prompt;
     for (int i = 0; i < n_messages; i++)
         strbuf_add(&all, messages[i].content, messages[i].content_len);

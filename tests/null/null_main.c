@@ -1,5 +1,6 @@
 /*
- * null_main - spand serve with the null engine, for benches of the front-end: spand-null [flags].
+ * null_main - spand serve with the null engine, for benches of the front-end: spand-null [serve]
+ * [flags].
  */
 #include "base/err.h"
 #include "base/log.h"
@@ -7,11 +8,13 @@
 #include "server/serve.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 int main(int argc, char **argv)
 {
-    struct config_sources from = {.envp = environ, .argc = argc - 1, .argv = argv + 1};
+    int skip = argc > 1 && !strcmp(argv[1], "serve") ? 2 : 1;
+    struct config_sources from = {.envp = environ, .argc = argc - skip, .argv = argv + skip};
     struct config config;
     struct err err = {0};
     int rc = config_load(&config, &from, &err);

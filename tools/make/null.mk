@@ -15,7 +15,7 @@ BENCH_SECONDS ?= 5
 SOAK_SECONDS ?= 3600
 IDLE_CONNECTIONS ?= 8000
 
-.PHONY: bench-frontend soak test-scale
+.PHONY: bench-frontend soak test-scale test-null
 bench-frontend: $(BIN)/spand-null ## events a second and added latency of the HTTP side alone
 	$(PYTHON) tests/null/bench_frontend.py $(BIN)/spand-null $(BENCH_SECONDS)
 
@@ -24,3 +24,6 @@ soak: $(BIN)/spand ## SOAK_SECONDS at saturation with cancels, slow readers and 
 
 test-scale: $(BIN)/spand-null ## IDLE_CONNECTIONS idle connections and 1,000 streams on one loop
 	$(PYTHON) tests/null/scale.py $(BIN)/spand-null $(IDLE_CONNECTIONS)
+
+test-null: $(BIN)/spand-null ## the bad inputs against the server alone, for SAN=address and SAN=thread
+	@sh tests/e2e/run.sh $(BIN)/spand-null test_bad_input.py

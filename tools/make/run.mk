@@ -18,7 +18,7 @@ run: deps ## build and start the daemon with the bundled demo model
 	@exec $(BIN)/spand serve $(RUN_ARGS)
 
 test: deps-test ## build and run everything that needs no GPU
-	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests $(BIN)/spand-plan-tests
+	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests $(BIN)/spand-null $(BIN)/spand-plan-tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-plan-search
 	@$(MAKE) --no-print-directory test-scramble test-templates
