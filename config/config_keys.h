@@ -41,8 +41,7 @@ CONFIG_KEY(ENUM, span_convention, "auto", 0, 0, "auto includes_sink excludes_sin
            "runtime and paper have it; excludes_sink is how the optimiser of the published plans "
            "reckoned: every span is 64 tokens longer.")
 CONFIG_KEY(STRING, device, "auto", 1, 16, "auto, cpu, cuda or cuda:N",
-           "Where the model runs. auto is the CPU in this version: the CUDA backend has passed its "
-           "tests in emulation only, so it must be asked for by name.")
+           "Where the model runs. auto takes the first GPU, or the CPU where there is none.")
 CONFIG_KEY(ENUM, dtype, "auto", 0, 0, "auto f32 bf16 f16",
            "The numbers that weights and activations are kept in. auto takes what the weights' "
            "file holds, f32 computes in single precision throughout.")

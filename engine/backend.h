@@ -374,7 +374,7 @@ struct backend_params {
     int max_positions; /* longest sequence, for attention scratch */
 };
 
-/* Opens what params->device names. "auto" is the CPU as long as no GPU has run the CUDA suites. */
+/* Opens what params->device names. "auto": CUDA where it is built in and usable, else the CPU. */
 int backend_open(struct backend **out, const struct backend_params *params, struct err *err);
 int cpu_backend_open(struct backend **out, const struct backend_params *params, struct err *err);
 int cuda_backend_open(struct backend **out, const struct backend_params *params, struct err *err);
