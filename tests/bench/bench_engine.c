@@ -37,7 +37,7 @@ struct options {
     const char *batch, *context, *csv;
     int steps;
     double ragged, read_bw;
-    bool shuffle_pages, no_prefill;
+    bool shuffle_pages, no_prefill, ops;
     struct read_speed *read; /* NULL when read_bw is given */
 };
 
@@ -309,18 +309,44 @@ static int run_row(struct engine *e, struct step_log *log, const struct options 
     return 0;
 }
 
+/* Where a prompt's time went: each op between two looks at the account. */
+static void print_ops(const struct engine_stats *from, const struct engine_stats *to, int n_tokens,
+                      double ttft_ms)
+{
+    double left = ttft_ms;
+
+    printf("prompt of %d, %.2f ms:\n", n_tokens, ttft_ms);
+    for (int i = 0; i < to->n_ops; i++) {
+        double ms = (double)(to->ops[i].ns - from->ops[i].ns) * 1e-6;
+        double bytes = to->ops[i].bytes - from->ops[i].bytes;
+        double flops = to->ops[i].flops - from->ops[i].flops;
+
+        left -= ms;
+        if (to->ops[i].n_calls > from->ops[i].n_calls)
+            printf("    %-14s %9.3f ms %9.1f GFLOP/s %8.2f GB/s\n", to->ops[i].name, ms,
+                   flops * 1e-6 / ms, bytes * 1e-6 / ms);
+    }
+    printf("    %-14s %9.3f ms\n", "no op", left);
+}
+
 /* Prefill tokens per second and time to first token of one prompt on an idle engine. */
-static int run_prefill(struct engine *e, int context, double *tok_s, double *ttft_ms)
+static int run_prefill(struct engine *e, int context, bool ops, double *tok_s, double *ttft_ms)
 {
     struct request_state state;
-    int rc = submit(e, context - 1, 1, &state, 99);
+    struct engine_stats before, after;
+    int rc;
 
+    engine_get_stats(e, &before);
+    rc = submit(e, context - 1, 1, &state, 99);
     if (rc < 0)
         return rc;
     if (!wait_all(e, &state, 1))
         return ERR_IO;
+    engine_get_stats(e, &after);
     *ttft_ms = (double)(state.first_token_ns - state.submit_ns) * 1e-6;
     *tok_s = (context - 1) * 1000.0 / *ttft_ms;
+    if (ops)
+        print_ops(&before, &after, context - 1, *ttft_ms);
     return 0;
 }
 
@@ -388,7 +414,7 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
         double prefill_tok_s = 0, ttft_ms = 0;
 
         if (!opt->no_prefill)
-            rc = run_prefill(e, contexts[c], &prefill_tok_s, &ttft_ms);
+            rc = run_prefill(e, contexts[c], opt->ops, &prefill_tok_s, &ttft_ms);
         for (int b = 0; b < n_batches && rc == 0; b++) {
             struct result r = {0};
 
@@ -442,6 +468,7 @@ int bench_engine(int argc, char **argv)
          "Spreads the lengths: the shortest sequence is shorter by this share.", 0, 0.99},
         {"shuffle_pages", CONFIG_BOOL, &opt.shuffle_pages, "Scatters the pages at random.", 0, 0},
         {"no_prefill", CONFIG_BOOL, &opt.no_prefill, "Leaves out the single prompts.", 0, 0},
+        {"ops", CONFIG_BOOL, &opt.ops, "Prints each op's share of the single prompts.", 0, 0},
         {"read_bw", CONFIG_DOUBLE, &opt.read_bw,
          "The memory's read bandwidth in GB/s; 0 measures the host's.", 0, 1e6},
         {"csv", CONFIG_PATH, &opt.csv, "Writes the table to this file.", 0, 0},
