@@ -110,6 +110,9 @@ $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_of,$<) $(if $(filter base/build_info.c,$<),-DSPAND_VERSION='"$(VERSION)"' -DSPAND_COMMIT='"$(COMMIT)"') -MMD -MP -c -o $@ $<
 
+# The version that a binary tells is that of the tree it was built from.
+$(OBJ)/base/build_info.o: VERSION $(wildcard $(shell git rev-parse --git-path logs/HEAD 2>/dev/null))
+
 $(OBJ)/%.cu.o: %.cu
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)

@@ -453,6 +453,7 @@ static int read_bandwidth(struct backend *be, double *bytes_per_s, struct err *e
 
 static const struct backend_ops cuda_ops = {
     .name = "cuda",
+    .has_masks = true,
     .close = backend_close,
     .alloc = cuda_mem_alloc,
     .free = cuda_mem_free,

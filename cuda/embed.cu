@@ -15,7 +15,7 @@ struct embed_kernel_args {
     const uint4 *table;   /* [vocab_size, row_vecs] */
     const int32_t *token; /* [n_rows]; < 0: slot_token[slot] */
     const int32_t *slot, *slot_token;
-    uint4 *x;             /* [n_rows, row_vecs] */
+    uint4 *x; /* [n_rows, row_vecs] */
     int row_vecs, vocab_size;
 };
 

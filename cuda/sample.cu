@@ -409,7 +409,7 @@ static __device__ void add_biases(float *x, int n, const sample_bias *bias, int 
     __syncthreads(); /* all of x is written */
 }
 
-/* Copies the cleaned row to x with penalties and bias. */
+/* Copies the cleaned row to x with penalties, bias and mask. */
 static __device__ void row_modify(const sample_args &a, const sample_row &r, sample_view raw,
                                   float *x, sample_shared *s)
 {
@@ -425,6 +425,15 @@ static __device__ void row_modify(const sample_args &a, const sample_row &r, sam
     }
     __syncthreads(); /* penalties come before biases */
     add_biases(x, raw.n, a.bias + r.bias_at, r.n_bias, s);
+    if (r.mask > 0) {
+        const uint32_t *mask = a.mask + (int64_t)(r.mask - 1) * SAMPLE_MASK_WORDS(raw.n);
+
+        for (int i = threadIdx.x; i < raw.n; i += SAMPLE_THREADS) {
+            if (!(mask[i / 32] >> i % 32 & 1))
+                x[i] = -INFINITY;
+        }
+        __syncthreads(); /* x is masked */
+    }
 }
 
 /* log softmax of a raw logit, from the integer sum. */
@@ -466,7 +475,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         if (token < 0) {
             bool greedy = !(r.temperature >= GREEDY_BELOW);
 
-            if (r.n_seen > 0 || r.n_bias > 0) {
+            if (r.n_seen > 0 || r.n_bias > 0 || r.mask > 0) {
                 x.values = k.rows + blockIdx.x * k.row_stride;
                 row_modify(a, r, raw, k.rows + blockIdx.x * k.row_stride, &s);
             }

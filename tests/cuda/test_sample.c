@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define N_ROWS  160 /* at most; more than the CTAs of the kernel */
+#define N_MASKS 3
 #define MAX_TOP 20
 
 /* Logits of one kind: peaked, flat, all ties, integers (many ties), with infinities and NaN. */
@@ -76,6 +77,7 @@ static void fill_rows(struct sample_row *rows, struct sample_bias *bias, struct 
                                       .n_bias = plain ? 0 : 8,
                                       .slot = i % 6 == 4 ? -1 : i,
                                       .seen_at = i * 16,
+                                      .mask = i % 4 == 1 ? 1 + i % N_MASKS : 0,
                                       .n_seen = plain        ? 0
                                                 : vocab < 16 ? vocab
                                                              : 16};
@@ -99,7 +101,9 @@ static void check_sampling(int vocab, int kind)
 {
     int n_rows = vocab < 2000 ? N_ROWS : 24;
     struct cuda_pair p;
-    struct pair_buf logits, rows, bias, seen, result, slot_token, top_token, top_logprob;
+    struct pair_buf logits, rows, bias, seen, masks, result, slot_token, top_token, top_logprob;
+    size_t n_words = (size_t)N_MASKS * SAMPLE_MASK_WORDS(vocab);
+    int32_t *words = malloc(n_words * 4);
     struct pair_batch b;
     float *x = malloc(sizeof(*x) * (size_t)n_rows * vocab);
     struct sample_row *r = calloc(N_ROWS, sizeof(*r));
@@ -117,6 +121,11 @@ static void check_sampling(int vocab, int kind)
     logits = pair_i32(&p, (const int32_t *)x, (size_t)n_rows * vocab);
     rows = pair_i32(&p, (const int32_t *)r, N_ROWS * sizeof(*r) / 4);
     bias = pair_i32(&p, (const int32_t *)bs, N_ROWS * 8 * sizeof(*bs) / 4);
+    for (size_t i = 0; i < n_words; i++) /* the last mask lets nothing through */
+        words[i] = i / SAMPLE_MASK_WORDS(vocab) == N_MASKS - 1
+                       ? 0
+                       : (int32_t)((uint32_t)(i + 1) * 2654435761u);
+    masks = pair_i32(&p, words, n_words);
     seen = pair_i32(&p, (const int32_t *)sn, N_ROWS * 16 * sizeof(*sn) / 4);
     result = pair_i32(&p, zeros, N_ROWS * 2);
     for (int i = 0; i < N_ROWS; i++)
@@ -127,8 +136,8 @@ static void check_sampling(int vocab, int kind)
     b = pair_batch_new(&p, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL);
     PAIR_RUN(&p, &b, sample, sample_args, .n_rows = n_rows, .vocab_size = vocab, .max_top = MAX_TOP,
              .logits = SIDE(logits), .rows = SIDE(rows), .bias = SIDE(bias), .seen = SIDE(seen),
-             .result = SIDE(result), .slot_token = SIDE(slot_token), .top_token = SIDE(top_token),
-             .top_logprob = SIDE(top_logprob));
+             .mask = SIDE(masks), .result = SIDE(result), .slot_token = SIDE(slot_token),
+             .top_token = SIDE(top_token), .top_logprob = SIDE(top_logprob));
     got = pair_get_bytes(&p, &result);
     got_slot = pair_get_bytes(&p, &slot_token);
     got_top = pair_get_bytes(&p, &top_token);
@@ -149,6 +158,7 @@ static void check_sampling(int vocab, int kind)
                           j - i * MAX_TOP, got_top[j], (double)got_logprob[j],
                           ((int32_t *)top_token.cpu)[j], (double)((float *)top_logprob.cpu)[j]);
     }
+    free(words);
     free(x);
     free(r);
     free(bs);
@@ -163,6 +173,7 @@ static void check_sampling(int vocab, int kind)
     pair_free(&p, &rows);
     pair_free(&p, &bias);
     pair_free(&p, &seen);
+    pair_free(&p, &masks);
     pair_free(&p, &result);
     pair_free(&p, &slot_token);
     pair_free(&p, &top_token);

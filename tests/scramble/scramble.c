@@ -2,8 +2,9 @@
  * scramble - the same request and seed give the same tokens, alone and in any company.
  *
  * 256 random requests run one by one in a roomy engine, step by step, then 32 at a time in one that
- * runs ahead, with chunks of 17 tokens and a pool of 40 % of what 32 of them would fill. Ids, texts, logprobs and finish reasons
- * must be equal to the bit; there must have been preemptions, and no page may be left.
+ * runs ahead, with chunks of 17 tokens and a pool of 40 % of what 32 of them would fill. Ids,
+ * texts, logprobs and finish reasons must be equal to the bit; there must have been preemptions,
+ * and no page may be left.
  *
  *     scramble [MODEL_DIR [PLAN [REQUESTS]]]      fewer requests, for builds with a sanitizer
  */
