@@ -369,9 +369,12 @@ static void keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
 {
     int32_t page = s->kv->shape.page_entries;
 
-    for (int32_t p = from / page; (p + 1) * page <= seq->n_done; p++)
+    for (int32_t p = from / page; (p + 1) * page <= seq->n_done; p++) {
+        if (seq->prefix_node == PREFIX_FOREIGN)
+            return;
         seq->prefix_node = prefix_cache_add(s->cache, seq->key, seq->prefix_node,
                                             seq->tokens + (int64_t)p * page, seq->slot, p);
+    }
 }
 
 void scheduler_queued(struct scheduler *s)

@@ -215,7 +215,9 @@ int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t 
 
     if (node >= 0) {
         touch(c, node);
-        return node;
+        return pages_of(c, node)[0] == c->kv->page_table[c->kv->head_base[at] + page]
+                   ? node
+                   : PREFIX_FOREIGN;
     }
     /* A page belongs to one node at most, so there are nodes as long as there are pages. */
     CHECK(c->free_node >= 0);

@@ -26,7 +26,8 @@
 
 struct err;
 
-#define PREFIX_NONE (-1) /* no node: before the first page */
+#define PREFIX_NONE    (-1) /* no node: before the first page */
+#define PREFIX_FOREIGN (-2) /* the page is known, but as another's: nothing goes behind it */
 
 /* What must be equal besides the tokens: spans, salt. All zero is a key too. */
 struct prefix_key {
@@ -66,8 +67,9 @@ struct prefix_hit prefix_cache_find(struct prefix_cache *c, struct prefix_key ke
                                     const int32_t *tokens, int32_t n);
 
 /*
- * Page number `page` of the slot, behind `parent`, is complete. Returns its node: a new one that
- * shares the slot's pages, or the one that was there.
+ * Page number `page` of the slot, behind `parent`, is complete. Returns its node, whose pages are
+ * the slot's; or PREFIX_FOREIGN when the same tokens are there in other pages: those may go while
+ * the slot stays, so no node of the slot may have them as its parent.
  */
 int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t parent,
                          const int32_t *tokens, int slot, int32_t page);

@@ -4,6 +4,7 @@
  * too few, with many at once, and with salts.
  */
 #include "base/rng.h"
+#include "engine/kv/prefix_cache.h"
 #include "tests/engine/engine_fixture.h"
 #include "tests/lib/test.h"
 
@@ -239,6 +240,40 @@ START_TEST(prefix_cache__keeps_salts_apart)
 }
 END_TEST
 
+/* Who computed a known page himself holds none of the cache's: they may go, so nothing of his goes
+ * behind them. */
+START_TEST(prefix_cache__builds_on_no_page_of_others)
+{
+    const struct kv_shape shape = {
+        .n_layers = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = 8, .page_entries = PAGE};
+    const struct kv_geom geom = {.ring = KV_RING_DENSE};
+    const int32_t window = KV_WINDOW_ALL, tokens[2 * PAGE] = {0};
+    const struct prefix_key key = {1, 2};
+    struct prefix_cache cache;
+    struct kv_slots kv;
+    struct kv_need need;
+    struct err err = {0};
+    int first, second, node;
+
+    ck_assert_int_eq(kv_slots_init(&kv, &shape, 2, 8, 16, &err), 0);
+    ck_assert_int_eq(prefix_cache_init(&cache, &kv, &err), 0);
+    kv_need_init(&need, &shape, &geom, &window, 2 * PAGE);
+    first = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);
+    second = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);
+    node = prefix_cache_add(&cache, key, PREFIX_NONE, tokens, first, 0);
+    ck_assert_int_ge(node, 0);
+    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, first, 0), node);
+    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, second, 0), PREFIX_FOREIGN);
+    kv_slot_give(&kv, first);
+    prefix_cache_clear(&cache);
+    ck_assert_int_eq(prefix_cache_find(&cache, key, tokens, 2 * PAGE).n_tokens, 0);
+    kv_slot_give(&kv, second);
+    ck_assert_int_eq(kv.pool.n_free, 8);
+    prefix_cache_release(&cache);
+    kv_slots_release(&kv);
+}
+END_TEST
+
 TEST_SUITE(prefix_cache)
 {
     TCase *tc = test_case(suite, "core");
@@ -248,4 +283,5 @@ TEST_SUITE(prefix_cache)
     tcase_add_test(tc, prefix_cache__gives_up_pages_under_pressure);
     tcase_add_test(tc, prefix_cache__samples_share_their_prompt);
     tcase_add_test(tc, prefix_cache__keeps_salts_apart);
+    tcase_add_test(tc, prefix_cache__builds_on_no_page_of_others);
 }
