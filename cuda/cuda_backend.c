@@ -530,7 +530,7 @@ static int device_find(int device, struct err *err)
 static int device_open(struct cuda_backend *cb, struct err *err)
 {
     struct cudaDeviceProp prop;
-    int smem;
+    int smem, code, rc;
 
     CUDA_TRY(err, cudaSetDevice(cb->device));
     CUDA_TRY(err, cudaGetDeviceProperties(&prop, cb->device));
@@ -538,6 +538,11 @@ static int device_open(struct cuda_backend *cb, struct err *err)
     if (cb->arch < 80)
         return err_set(err, ERR_DEVICE, "CUDA: %s has compute capability %d.%d, want 8.0 or newer",
                        prop.name, prop.major, prop.minor);
+    rc = cuda_code_arch(&code, err);
+    if (rc < 0)
+        return rc;
+    if (code > 0 && code < cb->arch)
+        cb->arch = code;
     CUDA_TRY(err,
              cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, cb->device));
     cb->smem_max = smem;

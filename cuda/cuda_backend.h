@@ -38,7 +38,7 @@ struct attn_plan {
 
 struct cuda_backend {
     struct backend base;
-    int device, n_sms, arch; /* arch: 80, 90, ... */
+    int device, n_sms, arch; /* arch: 80, 90, ...: of the code that runs, at most the device's */
     size_t smem_max;         /* dynamic shared memory that one CTA may have */
     cudaStream_t stream;
     struct backend_params params;
@@ -148,6 +148,8 @@ int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct er
 /* Decode and logit rows: K is cut by the shape alone, so a row's bits do not depend on n_rows. */
 int gemm_stream_launch(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
 
+/* 80, 90: what the kernels were compiled for; 0 where that is not known. */
+int cuda_code_arch(int *arch, struct err *err);
 /* Sets gemm_hopper and its memory, where the GPU has what it takes. */
 int cuda_hopper_open(struct cuda_backend *cb, struct err *err);
 

@@ -125,81 +125,21 @@ static void add_ranges(struct strbuf *body, const struct unicode_range *r, size_
 /* Whether a utf8proc category is in "L", "Lu", ... */
 static bool in_category(int value, const char *cat)
 {
+    static const char names[][3] = {
+        [UTF8PROC_CATEGORY_LU] = "Lu", [UTF8PROC_CATEGORY_LL] = "Ll", [UTF8PROC_CATEGORY_LT] = "Lt",
+        [UTF8PROC_CATEGORY_LM] = "Lm", [UTF8PROC_CATEGORY_LO] = "Lo", [UTF8PROC_CATEGORY_MN] = "Mn",
+        [UTF8PROC_CATEGORY_MC] = "Mc", [UTF8PROC_CATEGORY_ME] = "Me", [UTF8PROC_CATEGORY_ND] = "Nd",
+        [UTF8PROC_CATEGORY_NL] = "Nl", [UTF8PROC_CATEGORY_NO] = "No", [UTF8PROC_CATEGORY_PC] = "Pc",
+        [UTF8PROC_CATEGORY_PD] = "Pd", [UTF8PROC_CATEGORY_PS] = "Ps", [UTF8PROC_CATEGORY_PE] = "Pe",
+        [UTF8PROC_CATEGORY_PI] = "Pi", [UTF8PROC_CATEGORY_PF] = "Pf", [UTF8PROC_CATEGORY_PO] = "Po",
+        [UTF8PROC_CATEGORY_SM] = "Sm", [UTF8PROC_CATEGORY_SC] = "Sc", [UTF8PROC_CATEGORY_SK] = "Sk",
+        [UTF8PROC_CATEGORY_SO] = "So", [UTF8PROC_CATEGORY_CF] = "Cf",
+    };
     const char *name;
 
-    switch (value) {
-    case UTF8PROC_CATEGORY_LU:
-        name = "Lu";
-        break;
-    case UTF8PROC_CATEGORY_LL:
-        name = "Ll";
-        break;
-    case UTF8PROC_CATEGORY_LT:
-        name = "Lt";
-        break;
-    case UTF8PROC_CATEGORY_LM:
-        name = "Lm";
-        break;
-    case UTF8PROC_CATEGORY_LO:
-        name = "Lo";
-        break;
-    case UTF8PROC_CATEGORY_MN:
-        name = "Mn";
-        break;
-    case UTF8PROC_CATEGORY_MC:
-        name = "Mc";
-        break;
-    case UTF8PROC_CATEGORY_ME:
-        name = "Me";
-        break;
-    case UTF8PROC_CATEGORY_ND:
-        name = "Nd";
-        break;
-    case UTF8PROC_CATEGORY_NL:
-        name = "Nl";
-        break;
-    case UTF8PROC_CATEGORY_NO:
-        name = "No";
-        break;
-    case UTF8PROC_CATEGORY_PC:
-        name = "Pc";
-        break;
-    case UTF8PROC_CATEGORY_PD:
-        name = "Pd";
-        break;
-    case UTF8PROC_CATEGORY_PS:
-        name = "Ps";
-        break;
-    case UTF8PROC_CATEGORY_PE:
-        name = "Pe";
-        break;
-    case UTF8PROC_CATEGORY_PI:
-        name = "Pi";
-        break;
-    case UTF8PROC_CATEGORY_PF:
-        name = "Pf";
-        break;
-    case UTF8PROC_CATEGORY_PO:
-        name = "Po";
-        break;
-    case UTF8PROC_CATEGORY_SM:
-        name = "Sm";
-        break;
-    case UTF8PROC_CATEGORY_SC:
-        name = "Sc";
-        break;
-    case UTF8PROC_CATEGORY_SK:
-        name = "Sk";
-        break;
-    case UTF8PROC_CATEGORY_SO:
-        name = "So";
-        break;
-    case UTF8PROC_CATEGORY_CF:
-        name = "Cf";
-        break;
-    default:
+    if (value < 0 || (size_t)value >= sizeof(names) / sizeof(names[0]) || !names[value][0])
         return false;
-    }
+    name = names[value];
     return name[0] == cat[0] && (!cat[1] || name[1] == cat[1]);
 }
 
