@@ -244,6 +244,10 @@ static int take_item(struct engine *e, const struct engine_step *step,
             request_tell(r, &e->outbox);
         return 0;
     }
+    if (!r->has_choice) {
+        engine_step_end_request(e, r, FINISH_ERROR, "no token is left that the request may draw");
+        return 0;
+    }
     token =
         sampler_token(&step->results, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
     reason = request_push_token(r, &token, now_ns);

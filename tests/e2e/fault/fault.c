@@ -4,7 +4,8 @@
  *     SIGRTMIN     sent to one thread: it hangs for ever, as in a kernel that never ends
  *     SIGRTMIN + 1 sent to one thread: it ends, as if it had been killed
  *     FAULT_FILE   names a file; while it holds a number, that many more allocations work and the
- *                  rest fail; read again whenever SIGRTMIN + 2 arrives
+ *                  rest fail; read when main() begins, since what libraries do before it is theirs,
+ *                  and again whenever SIGRTMIN + 2 arrives
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -65,7 +66,29 @@ __attribute__((constructor)) static void start(void)
     handle(SIGRTMIN, on_hang);
     handle(SIGRTMIN + 1, on_end);
     handle(SIGRTMIN + 2, on_allocations);
+}
+
+typedef int main_fn(int argc, char **argv, char **env);
+
+static main_fn *program_main;
+
+static int fault_main(int argc, char **argv, char **env)
+{
     read_file();
+    return program_main(argc, argv, env);
+}
+
+int __libc_start_main(main_fn *fn, int argc, char **argv, void (*init)(void), void (*fini)(void),
+                      void (*rtld_fini)(void), void *stack_end);
+
+int __libc_start_main(main_fn *fn, int argc, char **argv, void (*init)(void), void (*fini)(void),
+                      void (*rtld_fini)(void), void *stack_end)
+{
+    int (*real)(main_fn *, int, char **, void (*)(void), void (*)(void), void (*)(void), void *) =
+        dlsym(RTLD_NEXT, "__libc_start_main");
+
+    program_main = fn;
+    return real(fault_main, argc, argv, init, fini, rtld_fini, stack_end);
 }
 
 static int fails(void)
