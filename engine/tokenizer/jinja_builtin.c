@@ -650,8 +650,9 @@ struct jinja_value jinja_function(struct jinja_run *run, const char *name,
     if (!strcmp(name, "raise_exception")) {
         jinja_build_init(&b, run);
         jinja_build_value(&b, a);
-        return jinja_fail(run, ERR_INVALID, "%.*s", (int)(b.len > 400 ? 400 : b.len),
-                          b.text ? b.text : "");
+        if (b.len == 0 || b.text[0] == '\0')
+            return jinja_fail(run, ERR_INVALID, "chat template: the messages are refused");
+        return jinja_fail(run, ERR_INVALID, "%.*s", (int)(b.len > 400 ? 400 : b.len), b.text);
     }
     out = jinja_dict_new(run); /* namespace(...) and dict(...) */
     if (a.kind == JINJA_DICT)

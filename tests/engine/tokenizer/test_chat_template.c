@@ -69,6 +69,7 @@ static void render(const char *source, json_t *messages, struct chat_prompt *p, 
     ck_assert_msg(chat_template_new(&ct, source, strlen(source), NULL, &err) == 0, "%s", err.msg);
     rc = chat_template_render(ct, &(struct chat_args){.messages = messages}, p, &err);
     ck_assert_msg(rc == want_rc, "%d: %s", rc, err.msg);
+    ck_assert_msg(rc == 0 || err.msg[0], "%s: an error without a word", source);
     chat_template_free(ct);
     json_decref(messages);
 }
@@ -155,6 +156,7 @@ static const struct {
     {"{{ 'a' * 999999999 }}", ERR_LIMIT},
     {"{{ range(99999999) }}", ERR_LIMIT},
     {"{{ raise_exception('x') }}", ERR_INVALID},
+    {"{{ raise_exception('') }}", ERR_INVALID},
     {"{{ 1 // 0 }}", ERR_INVALID},
     {"{{ messages | nope }}", ERR_UNSUPPORTED},
 };
