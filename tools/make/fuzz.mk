@@ -13,6 +13,9 @@ FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 FUZZ_SRC_config = $(CONFIG_SRC)
 
+# Further arguments of libFuzzer; -seed=1 -runs=N makes a run that finds the same every time.
+FUZZ_ARGS ?=
+
 # Inputs longer than this teach nothing new about the parsers and halve the speed.
 FUZZ_MAX_LEN ?= 4096
 
@@ -33,6 +36,6 @@ $(FUZZ_NAMES:%=fuzz-%): fuzz-%:
 	    echo "fuzz-$*: skipped, $(FUZZ_CC) has no -fsanitize=fuzzer,address here (Debian: clang libclang-rt-14-dev)"; \
 	else \
 	    $(MAKE) --no-print-directory $(BUILD)/fuzz/$* && mkdir -p $(BUILD)/fuzz/corpus/$* tests/fuzz/corpus/$* && \
-	    $(BUILD)/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -max_len=$(FUZZ_MAX_LEN) -print_final_stats=1 -verbosity=0 \
+	    $(BUILD)/fuzz/$* -max_total_time=$(FUZZ_SECONDS) -max_len=$(FUZZ_MAX_LEN) -print_final_stats=1 -verbosity=0 $(FUZZ_ARGS) \
 	        -artifact_prefix=$(BUILD)/fuzz/$*- $(BUILD)/fuzz/corpus/$* tests/fuzz/corpus/$*; \
 	fi
