@@ -94,6 +94,8 @@ static bool is_begun(const struct engine_word *w, const int32_t *generated, int 
 {
     int n_before = w->n_ids - 1;
 
+    if (n_before == 0) /* generated may be NULL */
+        return true;
     return n_before <= n &&
            !memcmp(generated + n - n_before, w->ids, (size_t)n_before * sizeof(*generated));
 }
