@@ -82,19 +82,6 @@ static __device__ __forceinline__ bool is_seen(const work_item &w, int pos, int 
     return pos >= 0 && (pos < w.n_sink || w.newest - pos < window);
 }
 
-/* A ring of barriers: index and parity of the turn that comes next. */
-struct turn {
-    int at, parity;
-
-    __device__ void advance(int n)
-    {
-        if (++at == n) {
-            at = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 struct barriers {
     uint64_t stage_full[MAX_STAGES], stage_empty[MAX_STAGES];
     uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS];

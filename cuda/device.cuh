@@ -40,6 +40,19 @@ template <> __device__ __forceinline__ __half from_f32<__half>(float v)
     return __float2half_rn(v);
 }
 
+/* A ring of barriers: index and parity of the turn that comes next. */
+struct turn {
+    int at, parity;
+
+    __device__ __forceinline__ void advance(int n)
+    {
+        if (++at == n) {
+            at = 0;
+            parity ^= 1;
+        }
+    }
+};
+
 /* Two 16-bit elements of one register as floats; the lower address is x. */
 template <typename T> __device__ __forceinline__ float2 unpack2(uint32_t u);
 template <> __device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t u)

@@ -90,19 +90,6 @@ struct pipeline {
     uint64_t sums_full, sums_empty; /* the buffer between consumers and writers */
 };
 
-/* Index and parity of a ring's next turn. */
-struct ring_turn {
-    int at, parity;
-
-    __device__ __forceinline__ void advance(int n)
-    {
-        if (++at == n) {
-            at = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 /* Counts are small enough for 32 bits: see wgmma_run(). */
 static __device__ __forceinline__ int share_begin(unsigned cta, unsigned n_ctas, unsigned n_units)
 {
@@ -501,7 +488,7 @@ load_units(const CUtensorMap *w_map, const CUtensorMap *x_map, const gemm_wgmma_
 {
     uint64_t stream = policy_evict_first(), keep = policy_evict_last();
     int ahead = end - begin < S::STAGES ? end - begin : S::STAGES;
-    ring_turn t = {0, 0};
+    struct turn t = {0, 0};
 
     auto load_w = [&](int unit, int stage) {
         int tile = unit / a.tile_units, k = unit % a.tile_units * TILE_K;
@@ -573,7 +560,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
 
     int group = threadIdx.x / 128, n_handed = 0;
     float acc[N / 2];
-    ring_turn t = {0, 0};
+    struct turn t = {0, 0};
 
     for (int unit = begin; unit < end;) {
         int tile = unit / a.tile_units, first = unit % a.tile_units;

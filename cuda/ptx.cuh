@@ -131,12 +131,6 @@ __device__ __forceinline__ void named_barrier(int id, int n_threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
-/* Asks for a line that will soon be read or written, and for the way to it. */
-__device__ __forceinline__ void prefetch_line(const void *p)
-{
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 /*
  * Adds with release and acquire: what the CTA wrote before its last barrier is out, what others
  * have released is visible to the CTA behind its next one.

@@ -6,6 +6,8 @@
  */
 #include "engine/backend.h"
 
+#include "base/log.h"
+
 #include <string.h>
 
 #ifdef SPAND_CUDA
@@ -34,13 +36,14 @@ static int open_cuda(struct backend **out, const struct backend_params *params, 
                    params->device);
 }
 
-/* "auto": CUDA where it works; why it did not is no error, the description says what is used. */
+/* "auto": CUDA where it works; why it did not is no error, but it is told. */
 static int open_auto(struct backend **out, const struct backend_params *params, struct err *err)
 {
     struct err why_not_cuda = {0};
 
     if (open_cuda(out, params, &why_not_cuda) == 0)
         return 0;
+    log_info("device auto: the CPU, since %s", why_not_cuda.msg);
     return cpu_backend_open(out, params, err);
 }
 

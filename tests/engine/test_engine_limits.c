@@ -288,6 +288,28 @@ START_TEST(engine_limits__bound_the_tokens_that_wait)
 }
 END_TEST
 
+static const struct {
+    const char *flags[5];
+} bad_configs[] = {
+    {{"--page-entries", "48"}},          {{"--max-seq-len", "4096"}},
+    {{"--plan-length", "soon"}},         {{"--plan", "uniform:7"}},
+    {{"--kv-memory", "20000"}},          {{"--model", "no/such/model"}},
+    {{"--trace", "/no/such/dir/trace"}}, {{"--weights", "file"}},
+};
+
+/* A wrong setting is an error of open, not a crash. */
+START_TEST(engine_limits__refuse_a_bad_config)
+{
+    const char *flags[MAX_FLAGS] = {"--model",   test_path("tests/fixtures/engine/tiny"),
+                                    "--weights", "random",
+                                    "--device",  "cpu"};
+
+    for (int i = 0; i < 5 && bad_configs[_i].flags[i]; i++)
+        flags[6 + i] = bad_configs[_i].flags[i];
+    ck_assert_ptr_null(engine_fixture_open(flags, NULL));
+}
+END_TEST
+
 TEST_SUITE(engine_limits)
 {
     TCase *tc = test_case(suite, "core");
@@ -299,4 +321,5 @@ TEST_SUITE(engine_limits)
     tcase_add_test(tc, engine_limits__refuse_what_exceeds_all_memory);
     tcase_add_test(tc, engine_limits__pay_for_no_tokens_in_advance);
     tcase_add_test(tc, engine_limits__bound_the_tokens_that_wait);
+    tcase_add_loop_test(tc, engine_limits__refuse_a_bad_config, 0, COUNT(bad_configs));
 }

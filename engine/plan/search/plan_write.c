@@ -37,12 +37,7 @@ void plan_write(struct strbuf *out, const struct search_options *o, const struct
                 const int *rule, const char *about)
 {
     const struct model_config *m = o->model;
-    struct kv_shape shape = {.n_layers = m->n_layers,
-                             .n_heads = m->n_heads,
-                             .n_kv_heads = m->n_kv_heads,
-                             .head_dim = m->head_dim,
-                             .page_entries = KV_TILE,
-                             .dtype = m->dtype};
+    struct kv_shape shape = search_shape(o);
     struct kv_rule *rules = calloc((size_t)m->n_layers * (size_t)m->n_heads, sizeof(*rules));
 
     if (!rules) {

@@ -10,6 +10,7 @@
 #include "base/file_write.h"
 #include "base/strbuf.h"
 #include "config/config.h"
+#include "engine/engine_open.h"
 #include "engine/plan/search/grad_pass.h"
 
 #include <math.h>
@@ -129,26 +130,11 @@ static void load(const struct runner *r, struct profile_length *at)
 
 /* ---- the pass ---- */
 
-static enum dtype dtype_of(const struct search_options *o)
-{
-    switch ((enum config_dtype)o->config->dtype) {
-    case CONFIG_DTYPE_F32:
-        return DTYPE_F32;
-    case CONFIG_DTYPE_BF16:
-        return DTYPE_BF16;
-    case CONFIG_DTYPE_F16:
-        return DTYPE_F16;
-    case CONFIG_DTYPE_AUTO:
-        break;
-    }
-    return o->model->dtype;
-}
-
 static int open_model(struct runner *r, int max_rows)
 {
     const struct search_options *o = r->o;
     struct backend_params be = {.device = o->config->device,
-                                .dtype = dtype_of(o),
+                                .dtype = engine_dtype(o->config, o->model),
                                 .n_threads = o->config->threads,
                                 .pin_threads = o->config->pin_threads,
                                 .max_rows = max_rows,
@@ -159,7 +145,7 @@ static int open_model(struct runner *r, int max_rows)
     struct model_params model = {.dir = o->config->model,
                                  .random_weights = o->config->weights == CONFIG_WEIGHTS_RANDOM,
                                  .seed = (uint64_t)o->config->weights_seed,
-                                 .dtype = dtype_of(o),
+                                 .dtype = engine_dtype(o->config, o->model),
                                  .max_rows = max_rows,
                                  .max_logits = 1};
     struct grad_pass_params pass = {.max_rows = max_rows, .max_bytes = (size_t)o->profile_memory};

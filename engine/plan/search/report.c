@@ -161,12 +161,7 @@ static void add_front(struct strbuf *out, const struct report *r)
 static int add_spans(struct strbuf *out, const struct report *r, struct err *err)
 {
     const struct model_config *m = r->o->model;
-    struct kv_shape shape = {.n_layers = m->n_layers,
-                             .n_heads = m->n_heads,
-                             .n_kv_heads = m->n_kv_heads,
-                             .head_dim = m->head_dim,
-                             .page_entries = KV_TILE,
-                             .dtype = m->dtype};
+    struct kv_shape shape = search_shape(r->o);
     int n = r->o->validate_length;
     struct plan *plan = NULL;
     char title[128];

@@ -12,6 +12,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+struct kv_shape search_shape(const struct search_options *o)
+{
+    const struct model_config *m = o->model;
+
+    return (struct kv_shape){.n_layers = m->n_layers,
+                             .n_heads = m->n_heads,
+                             .n_kv_heads = m->n_kv_heads,
+                             .head_dim = m->head_dim,
+                             .page_entries = KV_TILE,
+                             .dtype = m->dtype};
+}
+
 static volatile sig_atomic_t stopped;
 static bool line_open;
 

@@ -43,6 +43,9 @@ struct search_options {
     double density;
 };
 
+/* The model's heads as plans are computed for them. */
+struct kv_shape search_shape(const struct search_options *o);
+
 /* DIR/NAME into path. */
 void search_path(char *path, size_t size, const struct search_options *o, const char *name);
 

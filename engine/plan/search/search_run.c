@@ -216,12 +216,7 @@ static int density_of(const struct search_options *o, const char *spec, double *
                       struct err *err)
 {
     const struct model_config *m = o->model;
-    struct kv_shape shape = {.n_layers = m->n_layers,
-                             .n_heads = m->n_heads,
-                             .n_kv_heads = m->n_kv_heads,
-                             .head_dim = m->head_dim,
-                             .page_entries = KV_TILE,
-                             .dtype = m->dtype};
+    struct kv_shape shape = search_shape(o);
     struct plan *plan;
     int rc = plan_open(&plan, spec, &shape, (enum plan_convention)o->config->span_convention, err);
 
