@@ -43,7 +43,7 @@ static int open_auto(struct backend **out, const struct backend_params *params, 
 
     if (open_cuda(out, params, &why_not_cuda) == 0)
         return 0;
-    log_info("device auto: the CPU, since %s", why_not_cuda.msg);
+    log_info("no GPU is used: %s", why_not_cuda.msg);
     return cpu_backend_open(out, params, err);
 }
 
