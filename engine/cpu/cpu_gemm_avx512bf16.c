@@ -172,10 +172,14 @@ static void run_panel(const struct gemm_args *a, int o, int n, void *scratch)
     }
 }
 
-static void run(const struct gemm_args *a, int out0, int n_out, void *scratch)
+static void run(const struct gemm_args *a, struct gemm_queue *q, void *scratch)
 {
-    for (int o = out0; o < out0 + n_out; o += OUTS)
-        run_panel(a, o, out0 + n_out - o < OUTS ? out0 + n_out - o : OUTS, scratch);
+    int out0, n_out;
+
+    while (gemm_queue_take(q, &out0, &n_out)) {
+        for (int o = out0; o < out0 + n_out; o += OUTS)
+            run_panel(a, o, out0 + n_out - o < OUTS ? out0 + n_out - o : OUTS, scratch);
+    }
 }
 
 const struct cpu_gemm cpu_gemm_avx512bf16 = {
@@ -184,6 +188,8 @@ const struct cpu_gemm cpu_gemm_avx512bf16 = {
     .k_multiple = K_MULTIPLE,
     .bf16 = true,
     .grain = GRAIN,
+    .grain_gated = GRAIN,
+    .grain_least = GRAIN,
     .scratch_bytes = scratch_bytes,
     .pack = cpu_gemm_pack_bf16,
     .run = run,

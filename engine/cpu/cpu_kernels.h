@@ -12,6 +12,8 @@
 #include "engine/backend.h"
 #include "engine/cpu/cpu_isa.h"
 
+#include <stdatomic.h>
+
 /* y[row][o] = w[o] . x[row] for o in a range: decode rows, f32 activations, weights of any type. */
 struct dot_args {
     const void *w; /* [n_out, n_in] */
@@ -51,19 +53,34 @@ struct gemm_args {
     int h_dim; /* h's inner size, padded as gemm->k_pad says */
 };
 
+/* The outputs of a product, handed out in order to whichever thread asks. */
+struct gemm_queue {
+    _Atomic int next;
+    int n_out, grain;
+};
+
+/* The next outputs, a whole grain but for the last ones; false: none are left. */
+static inline bool gemm_queue_take(struct gemm_queue *q, int *out0, int *n_out)
+{
+    *out0 = atomic_fetch_add_explicit(&q->next, q->grain, memory_order_relaxed);
+    *n_out = q->n_out - *out0 < q->grain ? q->n_out - *out0 : q->grain;
+    return *n_out > 0;
+}
+
 /* One way to compute the products of prompt rows. */
 struct cpu_gemm {
     const char *name;
     int lanes;      /* rows in a group */
     int k_multiple; /* inner sizes are padded to it */
     bool bf16;      /* packed rows are bf16, else f32 */
-    int grain;      /* outputs of one work item */
+    /* Outputs of one work item, at most and when gated; halved down to the least for balance. */
+    int grain, grain_gated, grain_least;
     /* Bytes of scratch one thread needs for inner size n_in. */
     size_t (*scratch_bytes)(int n_in);
     /* x [n_rows <= lanes, n_in] with row stride ldx to one group. */
     void (*pack)(void *group, const float *x, int64_t ldx, int n_rows, int n_in);
-    /* Outputs out0 .. out0 + n_out - 1 of every row; out0 is a multiple of grain. */
-    void (*run)(const struct gemm_args *a, int out0, int n_out, void *scratch);
+    /* One thread's share: takes outputs, of every row, until the queue is empty. */
+    void (*run)(const struct gemm_args *a, struct gemm_queue *q, void *scratch);
 };
 
 /* Where one KV head of one slot has its keys. */

@@ -322,12 +322,16 @@ static void gemm_f32_panel(const struct gemm_args *a, int o, int n, float *scrat
     }
 }
 
-static void gemm_f32_run(const struct gemm_args *a, int out0, int n_out, void *scratch)
+static void gemm_f32_run(const struct gemm_args *a, struct gemm_queue *q, void *scratch)
 {
-    for (int o = out0; o < out0 + n_out; o += GEMM_OUTS) {
-        int n = out0 + n_out - o < GEMM_OUTS ? out0 + n_out - o : GEMM_OUTS;
+    int out0, n_out;
 
-        gemm_f32_panel(a, o, n, scratch);
+    while (gemm_queue_take(q, &out0, &n_out)) {
+        for (int o = out0; o < out0 + n_out; o += GEMM_OUTS) {
+            int n = out0 + n_out - o < GEMM_OUTS ? out0 + n_out - o : GEMM_OUTS;
+
+            gemm_f32_panel(a, o, n, scratch);
+        }
     }
 }
 
@@ -337,6 +341,8 @@ static const struct cpu_gemm gemm_f32 = {
     .k_multiple = 1,
     .bf16 = false,
     .grain = GEMM_OUTS * GEMM_PANELS,
+    .grain_gated = GEMM_OUTS * GEMM_PANELS,
+    .grain_least = GEMM_OUTS * GEMM_PANELS,
     .scratch_bytes = gemm_f32_scratch,
     .pack = gemm_f32_pack,
     .run = gemm_f32_run,

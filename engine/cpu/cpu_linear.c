@@ -195,30 +195,37 @@ void cpu_linear_pack(struct cpu_backend *cb, const struct cpu_gemm *gemm, const 
     cpu_threads_run(cb->threads, (n_rows + gemm->lanes - 1) / gemm->lanes, 1, pack_items, &job);
 }
 
+#define ITEMS_A_THREAD 4 /* of a product, where its grain allows */
+
 struct gemm_job {
     struct cpu_backend *cb;
     const struct cpu_gemm *gemm;
     const struct gemm_args *a;
+    struct gemm_queue queue;
 };
 
+/* One item of the pool's is a thread's share of the queue, whatever that will be. */
 static void gemm_items(void *arg, int64_t begin, int64_t end, int thread)
 {
-    const struct gemm_job *j = arg;
+    struct gemm_job *j = arg;
 
-    /* One thread alone gets all outputs in one call: still item by item. */
-    for (int64_t o = begin; o < end; o += j->gemm->grain) {
-        int64_t n = end - o < j->gemm->grain ? end - o : j->gemm->grain;
-
-        j->gemm->run(j->a, (int)o, (int)n, thread_scratch(j->cb, thread));
-    }
+    (void)begin;
+    (void)end;
+    j->gemm->run(j->a, &j->queue, thread_scratch(j->cb, thread));
 }
 
 void cpu_gemm_run(struct cpu_backend *cb, const struct cpu_gemm *gemm, const struct gemm_args *a,
                   int n_out)
 {
+    int n_threads = cpu_threads_count(cb->threads);
+    int grain = a->w_up ? gemm->grain_gated : gemm->grain;
     struct gemm_job job = {.cb = cb, .gemm = gemm, .a = a};
 
-    cpu_threads_run(cb->threads, n_out, gemm->grain, gemm_items, &job);
+    while (grain > gemm->grain_least && (int64_t)grain * n_threads * ITEMS_A_THREAD > n_out)
+        grain /= 2;
+    job.queue.n_out = n_out;
+    job.queue.grain = grain;
+    cpu_threads_run(cb->threads, n_threads, 1, gemm_items, &job);
 }
 
 void cpu_linear_prompt(struct cpu_backend *cb, const struct linear_args *a)
