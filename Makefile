@@ -25,7 +25,7 @@ FLAVOUR := $(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(filter 1,$(HAVE_CUDA))
 OBJ := $(BUILD)/obj$(FLAVOUR)
 BIN := $(BUILD)$(if $(SAN),/$(subst $(comma),-,$(SAN)))
 
-LIBS := libmicrohttpd gnutls libuv jansson libpcre2-8 libutf8proc
+LIBS := libmicrohttpd gnutls libuv jansson libpcre2-8 libutf8proc libcurl
 PKG_CFLAGS := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(LIBS) 2>/dev/null)
 

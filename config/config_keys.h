@@ -229,6 +229,16 @@ CONFIG_KEY(INT, self_test_ms, "30000", 0, 86400000, "ms",
            "After how much idle time the server generates one token for itself, so that a device "
            "that died in silence is noticed. 0 never does.")
 CONFIG_KEY(BOOL, metrics, "true", 0, 0, "", "Serves /metrics in the format of Prometheus.")
+CONFIG_KEY(STRING, otlp_traces_endpoint, "", 0, 2048, "URL",
+           "Where spans of requests are sent: the URL of an OpenTelemetry collector's OTLP/HTTP "
+           "receiver, as in http://127.0.0.1:4318/v1/traces. They name sizes and times, never what "
+           "was said. Empty sends none.")
+CONFIG_KEY(PATH, otlp_headers_file, "", 0, 4096, "",
+           "A file of headers for the collector, one a line as Name: value, for its key.")
+CONFIG_KEY(DOUBLE, otlp_traces_ratio, "1", 0, 1, "",
+           "The share of requests that are traced. Requests that come with a traceparent follow "
+           "their caller's decision instead.")
+CONFIG_KEY(STRING, otlp_service_name, "spand", 1, 256, "", "The service's name in traces.")
 CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
            "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "
            "leave them off where clients are not trusted.")

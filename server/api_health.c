@@ -9,6 +9,7 @@
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
 #include "server/http_server.h"
+#include "server/otlp_export.h"
 
 static void answer(struct exchange *ex, bool live_only)
 {
@@ -55,6 +56,7 @@ void api_version(struct exchange *ex)
 static void fill_gauges(struct http_server *s)
 {
     struct metrics *m = &s->metrics;
+    struct otlp_counts traces;
 
     m->n_streams = m->backlog_bytes = 0;
     for (const struct exchange *ex = s->exchanges; ex; ex = ex->next) {
@@ -63,6 +65,10 @@ static void fill_gauges(struct http_server *s)
     }
     m->n_tests_passed = s->bridge->self_test.n_passed;
     m->n_tests_failed = s->bridge->self_test.n_failed;
+    otlp_export_counts(s->traces, &traces);
+    m->n_spans_sent = traces.n_sent;
+    m->n_spans_dropped = traces.n_dropped;
+    m->n_posts_failed = traces.n_failed_posts;
 }
 
 void api_metrics(struct exchange *ex)

@@ -19,6 +19,7 @@
 #include "server/generation.h"
 #include "server/http_framing.h"
 #include "server/http_server.h"
+#include "server/request_trace.h"
 #include "server/sse.h"
 
 #include <stdio.h>
@@ -73,6 +74,7 @@ struct exchange *exchange_new(struct http_server *server, struct http_client *cl
 static void log_exchange(const struct exchange *ex)
 {
     double ms = (clock_ns() - ex->began_ns) * 1e-6;
+    char trace[TRACE_PARENT_SIZE];
     struct log_field fields[] = {
         {.key = "id", .str = ex->id},
         {.key = "client", .str = ex->client->addr},
@@ -85,11 +87,15 @@ static void log_exchange(const struct exchange *ex)
         {.key = "ttft_ms", .num = ex->ttft_us / 1000.0},
         {.key = "prompt_tokens", .num = ex->prompt_tokens},
         {.key = "completion_tokens", .num = ex->completion_tokens},
+        {.key = "traceparent", .str = trace},
     };
-    int n = sizeof(fields) / sizeof(fields[0]);
+    int n = sizeof(fields) / sizeof(fields[0]) - !ex->trace;
 
+    request_trace_parent(ex->trace, trace);
+    if (!ex->generation && !ex->prompt_tokens && !ex->trace)
+        n -= 4;
     if (ex->server->config->log_requests)
-        log_event(LOG_INFO, "request", fields, ex->generation || ex->prompt_tokens ? n : n - 4);
+        log_event(LOG_INFO, "request", fields, n);
 }
 
 void exchange_free(struct exchange *ex)
@@ -105,9 +111,11 @@ void exchange_free(struct exchange *ex)
     metrics_count_response(&s->metrics, ex->match.idx, ex->status);
     metrics_count_duration(&s->metrics, (clock_ns() - ex->began_ns) * 1e-9);
     log_exchange(ex);
+    request_trace_end(ex->trace, ex);
     access_end(ex);
     if (ex->generation)
         generation_abandon(ex->generation);
+    request_trace_unref(ex->trace);
     if (ex->prev)
         ex->prev->next = ex->next;
     else

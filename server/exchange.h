@@ -21,6 +21,7 @@ struct client_watch;
 struct generation;
 struct http_client;
 struct http_server;
+struct request_trace;
 
 #define EXCHANGE_MAGIC 0x45584348u
 
@@ -43,6 +44,7 @@ struct exchange {
     struct MHD_Connection *conn;
     struct generation *generation; /* that will answer; NULL when none does */
     struct client_watch *watch;
+    struct request_trace *trace; /* or NULL */
     struct route_match match;
     struct http_head head;
     enum exchange_state state;

@@ -11,6 +11,7 @@
 #include "config/config.h"
 #include "server/access.h"
 #include "server/http_server.h"
+#include "server/request_trace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,12 +58,15 @@ static ssize_t read_answer(void *cls, uint64_t pos, char *buf, size_t max)
 
 static void add_headers(struct exchange *ex, struct MHD_Response *r)
 {
-    char text[32];
+    char text[TRACE_PARENT_SIZE];
 
     if (ex->content_type)
         MHD_add_response_header(r, "Content-Type", ex->content_type);
     MHD_add_response_header(r, "x-request-id", ex->id);
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
+    request_trace_parent(ex->trace, text);
+    if (text[0])
+        MHD_add_response_header(r, "traceparent", text);
     if (ex->match.gate == ROUTE_PAGE) {
         MHD_add_response_header(r, "Content-Security-Policy", PAGE_POLICY);
         MHD_add_response_header(r, "Referrer-Policy", "no-referrer");

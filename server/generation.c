@@ -12,6 +12,7 @@
 #include "server/generation_prompt.h"
 #include "server/generation_write.h"
 #include "server/http_server.h"
+#include "server/request_trace.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -25,6 +26,7 @@
 static void generation_free(struct generation *g)
 {
     engine_bridge_remove(g->server->bridge, g);
+    request_trace_unref(g->trace);
     for (int i = 0; g->choices && i < g->n_choices; i++) {
         strbuf_release(&g->choices[i].text);
         strbuf_release(&g->choices[i].token_ids);
@@ -91,6 +93,7 @@ static void detach(struct generation *g)
     g->exchange->completion_tokens = g->usage.completion_tokens;
     if (g->n_choices > 0)
         g->exchange->finish = finish_word(g->choices[0].finish);
+    request_trace_add_generation(g->trace, g);
     g->exchange = NULL;
 }
 
@@ -336,7 +339,9 @@ static void finish(struct generation *g)
 static void note_end(struct generation *g, struct choice *c, const struct engine_event *ev)
 {
     c->is_done = true;
+    c->finish = ev->finish;
     g->n_done++;
+    request_trace_add_choice(g->trace, c, ev);
     if (ev->finish == FINISH_CANCELED && g->exchange)
         api_error_set(&g->error, 503, NULL, "shutting_down", "The server is shutting down.");
     if (ev->finish == FINISH_ERROR && ev->start_ns == 0)
@@ -438,6 +443,8 @@ void generation_start(struct exchange *ex, enum openai_api api)
     struct generation *g = calloc(1, sizeof(*g));
     struct api_error e = {0};
 
+    if (api & (API_COMPLETIONS | API_CHAT))
+        ex->trace = request_trace_new(ex);
     if (!g)
         api_error_set(&e, 503, NULL, NULL, "The server is out of memory.");
     else if (api & (API_COMPLETIONS | API_CHAT))
@@ -452,6 +459,7 @@ void generation_start(struct exchange *ex, enum openai_api api)
     g->api = api;
     g->exchange = ex;
     ex->generation = g;
+    g->trace = request_trace_ref(ex->trace);
     g->raw = ex->body;
     strbuf_init(&ex->body);
     strbuf_init(&g->head);

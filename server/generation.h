@@ -20,6 +20,7 @@
 struct engine_event;
 struct exchange;
 struct http_server;
+struct request_trace;
 
 /* One of the prompts x n answers. */
 struct choice {
@@ -52,7 +53,8 @@ struct generation {
     unsigned magic;
     struct generation *prev, *next; /* in the server's bridge */
     struct http_server *server;
-    struct exchange *exchange; /* NULL once nobody waits for the answer */
+    struct exchange *exchange;   /* NULL once nobody waits for the answer */
+    struct request_trace *trace; /* or NULL */
     enum openai_api api;
     struct arena arena;
     struct strbuf raw; /* the request's body, until it is parsed */

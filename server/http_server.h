@@ -19,6 +19,7 @@ struct engine;
 struct engine_bridge;
 struct exchange;
 struct generation;
+struct otlp_export;
 
 enum client_phase {
     CLIENT_IDLE, /* between two requests */
@@ -45,6 +46,7 @@ struct http_server {
     struct engine *engine;
     const struct engine_info *info;
     struct engine_bridge *bridge;
+    struct otlp_export *traces; /* NULL: spans are not exported */
     struct openai_limits limits;
     struct metrics metrics;
     uv_loop_t *uv;
@@ -60,8 +62,8 @@ struct http_server {
 };
 
 /*
- * Listens and starts serving. s->config, engine, info, bridge and uv are set by the caller and
- * borrowed. ERR_IO when the address cannot be had.
+ * Listens and starts serving. s->config, engine, info, bridge, traces and uv are set by the caller
+ * and borrowed. ERR_IO when the address cannot be had.
  */
 int http_server_open(struct http_server *s, struct err *err);
 

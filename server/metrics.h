@@ -31,6 +31,7 @@ struct metrics {
     int64_t n_parked, n_connections, n_exchanges; /* gauges */
     int64_t n_streams, backlog_bytes;             /* gauges, filled in before the page is written */
     int64_t n_tests_passed, n_tests_failed;       /* likewise */
+    int64_t n_spans_sent, n_spans_dropped, n_posts_failed;
     double kv_density;
     int page_entries; /* of the key-value pool, for an info label */
     int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];

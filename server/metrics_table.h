@@ -71,6 +71,13 @@ METRIC("gauge", "spand_sse_backlog_bytes", NULL,
        "Bytes of streams that their clients have not taken.", m->backlog_bytes)
 METRIC("gauge", "spand_connections", NULL, "Open connections.", m->n_connections)
 METRIC("gauge", "spand_exchanges", NULL, "HTTP requests that are being served.", m->n_exchanges)
+METRIC("counter", "spand_trace_spans_sent_total", NULL, "Spans that the trace collector took.",
+       m->n_spans_sent)
+METRIC("counter", "spand_trace_spans_dropped_total", NULL,
+       "Spans that were lost: the queue was full, or the collector did not take them.",
+       m->n_spans_dropped)
+METRIC("counter", "spand_trace_posts_failed_total", NULL,
+       "Posts of spans that did not get through; some are tried again.", m->n_posts_failed)
 COUNTER(n_clients_left, "spand_clients_left_total", NULL,
         "Clients that left before their answer was complete.")
 COUNTER(n_refused_connections, "spand_refused_connections_total", NULL,

@@ -18,6 +18,7 @@
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
 #include "server/http_server.h"
+#include "server/otlp_export.h"
 #include "server/sd_notify.h"
 
 #include <jansson.h>
@@ -252,6 +253,9 @@ static int open_all(struct serve *s, struct err *err)
     if (rc < 0)
         return rc;
     start_handles(s); /* until here a signal simply ends the process */
+    rc = otlp_export_open(&s->http.traces, s->config, err);
+    if (rc < 0)
+        return rc;
     fill_limits(s);
     s->http.engine = s->engine;
     s->http.info = engine_get_info(s->engine);
@@ -272,6 +276,7 @@ static void close_all(struct serve *s)
 {
     crash_set_engine(NULL);
     http_server_close(&s->http);
+    otlp_export_close(s->http.traces);
     engine_close(s->engine);
     engine_bridge_close(&s->bridge);
     uv_walk(&s->uv, close_handle, NULL);

@@ -2,7 +2,7 @@
 # Installs the Debian packages that are missing: deps.sh build|test.
 # Says what it installs before it does; asks for sudo only when it does not run as root.
 set -eu
-build='gcc make pkg-config libmicrohttpd-dev libgnutls28-dev libuv1-dev libjansson-dev libpcre2-dev libutf8proc-dev'
+build='gcc make pkg-config libmicrohttpd-dev libgnutls28-dev libuv1-dev libjansson-dev libpcre2-dev libutf8proc-dev libcurl4-gnutls-dev'
 # CBC checks the plan search's own solver; without it spand-plan is built all the same.
 test='check curl python3 python3-venv coinor-libcbc-dev openssl'
 case ${1:-build} in
