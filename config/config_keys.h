@@ -247,7 +247,8 @@ CONFIG_KEY(INT, kv_sweep_steps, "0", 0, 1000000, "steps",
            "owner, and ends the process if not. For hunting bugs: it walks over the whole pool. 0 "
            "never does; /debug/kv checks when it is asked.")
 CONFIG_KEY(PATH, trace, "", 0, 4096, "",
-           "A file that every decision of the scheduler is written to, one JSON line each. Empty "
+           "A file that every decision of the scheduler is written to, and what it was told, one "
+           "JSON line each; `spand replay --trace FILE` runs it again without the model. Empty "
            "writes none.")
 
 #undef CONFIG_SECTION

@@ -271,6 +271,21 @@ struct engine_inspect {
 int engine_inspect(const struct config *config, const struct engine_inspect *how,
                    struct strbuf *out, struct err *err);
 
+/* What a recorded run came to. */
+struct engine_replay {
+    int64_t n_sequences, n_steps, n_rows, n_preemptions;
+    int n_open;   /* sequences that had not ended */
+    bool is_cut;  /* the trace ends in the middle of a line */
+    bool differs; /* the scheduler decided otherwise */
+};
+
+/*
+ * Runs the scheduler again on what the setting `trace` recorded, without a model. ERR_INVALID at
+ * the first decision that is not the recorded one, with both in the message and `differs` set;
+ * ERR_PARSE when the file is no trace.
+ */
+int engine_replay(const char *path, struct engine_replay *out, struct err *err);
+
 /* A tokenizer.json without a model. ids is malloc'ed, the caller frees it. */
 struct engine_tokenizer;
 int engine_tokenizer_open(struct engine_tokenizer **out, const char *path, struct err *err);

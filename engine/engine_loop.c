@@ -22,6 +22,7 @@ static void drain_inbox(struct engine *e)
     size_t n = ring_queue_pop_many(&e->inbox, e->drained, (size_t)e->live.n_max);
 
     for (size_t i = 0; i < n; i++) {
+        step_trace_add(e->trace, &e->sched, &e->drained[i]->seq);
         scheduler_add(&e->sched, &e->drained[i]->seq);
         /* Its cancel may have been looked for before it could be found. */
         if (atomic_load(&e->drained[i]->cancel))

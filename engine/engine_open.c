@@ -254,6 +254,11 @@ static int open_kv(struct engine *e, const struct config *config, struct err *er
     return kv_memory_init(&e->kv_memory, e->be, &e->kv, err);
 }
 
+static uint64_t id_of(const struct sched_seq *seq)
+{
+    return ((const struct request *)seq->owner)->id;
+}
+
 static int open_steps(struct engine *e, const struct config *config, struct err *err)
 {
     int max_logits = config->max_batch + ENGINE_PROMPT_LOGITS;
@@ -291,7 +296,7 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
     if (rc == 0)
         rc = engine_steps_init(e, config->max_batch, max_logits, err);
     if (rc == 0)
-        rc = step_trace_open(&e->trace, config->trace, err);
+        rc = step_trace_open(&e->trace, config->trace, id_of, &e->sched, err);
     return rc;
 }
 

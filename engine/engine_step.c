@@ -62,6 +62,7 @@ static void drop_rows(struct engine *e, const struct sched_seq *seq)
 /* Takes a request that has ended out of the engine; from then on it is the poller's. */
 static void let_go(struct engine *e, struct request *r)
 {
+    step_trace_end(e->trace, &r->seq);
     if (r->seq.state != SEQ_IDLE)
         scheduler_remove(&e->sched, &r->seq);
     drop_rows(e, &r->seq);
@@ -165,9 +166,9 @@ bool engine_step_queue(struct engine *e)
         return false;
     CHECK(e->n_queued < BACKEND_STEPS);
     plan = scheduler_plan(&e->sched);
+    step_trace_write(e->trace, &e->sched);
     if (plan->n_rows == 0)
         return false;
-    step_trace_write(e->trace, &e->sched);
     for (int i = 0; i < plan->n_admitted; i++) {
         struct request *r = request_of(plan->admitted[i]);
 
@@ -213,6 +214,7 @@ static void fail_step(struct engine *e, const struct engine_step *step)
     end_rows(e, step);
     for (int i = 0; i < e->n_queued; i++)
         end_rows(e, queued_step(e, i));
+    step_trace_clear(e->trace);
     if (e->sched.cache)
         prefix_cache_clear(e->sched.cache);
 }
@@ -250,6 +252,7 @@ static int take_item(struct engine *e, const struct engine_step *step,
     }
     token =
         sampler_token(&step->results, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
+    step_trace_token(e->trace, &r->seq);
     reason = request_push_token(r, &token, now_ns);
     e->sampler.mask_ns += r->filter.take_ns;
     r->filter.take_ns = 0;

@@ -17,6 +17,7 @@ int cli_serve(int argc, char **argv);
 int cli_generate(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
+int cli_replay(int argc, char **argv);
 
 /*
  * Reads the flags of a subcommand into *config and answers --help and the like. True: go on;

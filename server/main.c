@@ -15,6 +15,7 @@ static const char usage[] =
     "       spand generate [flags]    continue a prompt on the terminal\n"
     "       spand inspect [flags]     shapes, parameters, memory per token and per sequence\n"
     "       spand tokenize [flags]    JSON strings in, arrays of token ids out\n"
+    "       spand replay --trace FILE a recorded run through the scheduler again, without a model\n"
     "       spand version\n"
     "       spand help\n"
     "\n"
@@ -42,7 +43,8 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"serve", cli_serve},       {"generate", cli_generate}, {"inspect", cli_inspect},
-    {"tokenize", cli_tokenize}, {"version", run_version},   {"help", run_help},
+    {"tokenize", cli_tokenize}, {"replay", cli_replay},     {"version", run_version},
+    {"help", run_help},
 };
 
 /*

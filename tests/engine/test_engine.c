@@ -828,8 +828,8 @@ START_TEST(engine__traces_its_steps)
         json_t *root = json_loads(line, 0, NULL);
 
         ck_assert_msg(root != NULL, "%s", line);
+        n_lines += json_object_get(root, "step") != NULL;
         json_decref(root);
-        n_lines++;
     }
     ck_assert_int_eq(n_lines, 20);
     fclose(f);
