@@ -12,8 +12,9 @@
 
 #define EXIT_SKIP 77 /* automake's code for a test that cannot run here */
 
-/* A CUDA context does not survive fork; and without a GPU there is nothing to run. */
-__attribute__((constructor)) static void look_for_gpu(void)
+/* A CUDA context does not survive fork; and without a GPU there is nothing to run. Not as a
+ * constructor: those that register the kernels may not have run yet. */
+void test_before_suites(void)
 {
     struct backend_params params = {.device = "cuda",
                                     .dtype = DTYPE_F32,

@@ -19,6 +19,9 @@ typedef void test_suite_fn(Suite *suite);
 /* Called by constructors before main; the table is fixed-size and checked. */
 void test_register(const char *name, test_suite_fn *fn);
 
+/* Called once before any suite runs; a test program with something to look for first defines it. */
+void test_before_suites(void) __attribute__((weak));
+
 /* A case with the tree's time limit (60 s; sanitizers are slow), added to the suite. */
 TCase *test_case(Suite *suite, const char *name);
 

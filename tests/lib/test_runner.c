@@ -50,13 +50,16 @@ static int by_name(const void *a, const void *b)
 
 int main(void)
 {
-    SRunner *runner = srunner_create(NULL);
+    SRunner *runner;
     int n_failed;
 
     if (n_suites == 0) {
         fprintf(stderr, "no suite is linked in\n");
         return 1;
     }
+    if (test_before_suites)
+        test_before_suites();
+    runner = srunner_create(NULL);
     qsort(suites, n_suites, sizeof(suites[0]), by_name);
     for (int i = 0; i < n_suites; i++) {
         Suite *suite = suite_create(suites[i].name);

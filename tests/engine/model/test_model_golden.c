@@ -280,6 +280,7 @@ START_TEST(model_golden__ragged_batch_equals_one_at_a_time)
     struct golden g;
     struct test_model together, alone;
     struct test_model_params p;
+    struct err err = {0};
     float *a, *b;
 
     golden_open(&g, variants[_i]);
@@ -300,7 +301,7 @@ START_TEST(model_golden__ragged_batch_equals_one_at_a_time)
                     rows[n++] = r;
             }
         }
-        ck_assert_int_eq(test_model_step(&together, rows, n, a, NULL), 0);
+        ck_assert_msg(test_model_step(&together, rows, n, a, &err) == 0, "%s: %s", g.dir, err.msg);
         for (int i = 0; i < n; i++) {
             ck_assert_int_eq(test_model_step(&alone, &rows[i], 1, b, NULL), 0);
             ck_assert_msg(memcmp(a + at * row_floats, b, rows[i].n * row_floats * sizeof(float)) ==
