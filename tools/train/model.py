@@ -70,11 +70,12 @@ class Layer(nn.Module):
         self.w_down = nn.Parameter(torch.randn(s.dim, s.ffn_dim) * scale)
 
 
-class DemoLlama(nn.Module):
+class Decoder(nn.Module):
+    """Layers and the last norm, without tables of tokens."""
+
     def __init__(self, shape, compiled=False):
         super().__init__()
         self.shape = s = shape
-        self.embed = nn.Parameter(torch.randn(s.vocab_size, s.dim) * 0.02)
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.n_layers))
         self.norm = nn.Parameter(torch.ones(s.dim))
         frequencies = s.rope_theta ** (-torch.arange(0, s.head_dim, 2).float() / s.head_dim)
@@ -85,13 +86,11 @@ class DemoLlama(nn.Module):
         self.attention_in = wrap(attention_in)
         self.attention_out_and_ffn = wrap(attention_out_and_ffn)
 
-    def hidden(self, ids):
-        """ids [n_rows, row_len] to the normed hidden state [n_rows * row_len, dim]."""
+    def run(self, x, n_rows, row_len):
+        """x [n_rows * row_len, dim] to the normed hidden state of the same shape."""
         s = self.shape
-        n_rows, row_len = ids.shape
         cos = self.cos[:row_len].repeat(n_rows, 1)
         sin = self.sin[:row_len].repeat(n_rows, 1)
-        x = F.embedding(ids.reshape(-1), self.embed)
         for layer in self.layers:
             q, k, v = self.attention_in(
                 x,
@@ -116,29 +115,43 @@ class DemoLlama(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def hf_views(model):
-    """The weights as views, named and shaped as in LlamaForCausalLM; tied embeddings once."""
-    s = model.shape
-    out = {"model.embed_tokens.weight": model.embed}
-    for i, layer in enumerate(model.layers):
-        at = f"model.layers.{i}."
+class DemoLlama(Decoder):
+    def __init__(self, shape, compiled=False):
+        super().__init__(shape, compiled)
+        self.embed = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.02)
+
+    def hidden(self, ids):
+        """ids [n_rows, row_len] to the normed hidden state [n_rows * row_len, dim]."""
+        return self.run(F.embedding(ids.reshape(-1), self.embed), *ids.shape)
+
+
+def layer_views(decoder, at):
+    """The layers' weights and the last norm as views, named and shaped as in LlamaModel."""
+    s = decoder.shape
+    out = {}
+    for i, layer in enumerate(decoder.layers):
         q, k, v = layer.wqkv.split(
             (s.n_heads * s.head_dim, s.n_kv_heads * s.head_dim, s.n_kv_heads * s.head_dim)
         )
         gate, up = layer.w_gate_up.chunk(2)
         out |= {
-            at + "input_layernorm.weight": layer.attn_norm,
-            at + "self_attn.q_proj.weight": q,
-            at + "self_attn.k_proj.weight": k,
-            at + "self_attn.v_proj.weight": v,
-            at + "self_attn.o_proj.weight": layer.wo,
-            at + "post_attention_layernorm.weight": layer.ffn_norm,
-            at + "mlp.gate_proj.weight": gate,
-            at + "mlp.up_proj.weight": up,
-            at + "mlp.down_proj.weight": layer.w_down,
+            f"{at}layers.{i}.input_layernorm.weight": layer.attn_norm,
+            f"{at}layers.{i}.self_attn.q_proj.weight": q,
+            f"{at}layers.{i}.self_attn.k_proj.weight": k,
+            f"{at}layers.{i}.self_attn.v_proj.weight": v,
+            f"{at}layers.{i}.self_attn.o_proj.weight": layer.wo,
+            f"{at}layers.{i}.post_attention_layernorm.weight": layer.ffn_norm,
+            f"{at}layers.{i}.mlp.gate_proj.weight": gate,
+            f"{at}layers.{i}.mlp.up_proj.weight": up,
+            f"{at}layers.{i}.mlp.down_proj.weight": layer.w_down,
         }
-    out["model.norm.weight"] = model.norm
+    out[at + "norm.weight"] = decoder.norm
     return {name: tensor.detach() for name, tensor in out.items()}
+
+
+def hf_views(model):
+    """The weights as views, named and shaped as in LlamaForCausalLM; tied embeddings once."""
+    return {"model.embed_tokens.weight": model.embed.detach()} | layer_views(model, "model.")
 
 
 def hf_tensors(model):
