@@ -440,7 +440,7 @@ def parse_args(argv=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--log-every", type=int, default=50, help="steps")
-    parser.add_argument("--print-every", type=int, default=10, help="logged steps")
+    parser.add_argument("--print-every", type=int, default=40, help="logged steps")
     parser.add_argument("--save-every", type=float, default=30, help="seconds")
     return parser.parse_args(argv)
 
