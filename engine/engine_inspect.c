@@ -91,10 +91,10 @@ static int reckon(struct inspection *in, const struct config *config,
     if (config->page_entries > KV_TILE || KV_TILE % config->page_entries)
         return err_set(err, ERR_INVALID, "page_entries is %d, must divide %d", config->page_entries,
                        KV_TILE);
-    in->shape = (struct kv_shape){.n_layers = cfg->n_layers,
-                                  .n_heads = cfg->n_heads,
-                                  .n_kv_heads = cfg->n_kv_heads,
-                                  .head_dim = cfg->head_dim,
+    in->shape = (struct kv_shape){.n_layers = cfg->stack.n_layers,
+                                  .n_heads = cfg->stack.n_heads,
+                                  .n_kv_heads = cfg->stack.n_kv_heads,
+                                  .head_dim = cfg->stack.head_dim,
                                   .page_entries = config->page_entries,
                                   .dtype = in->dtype};
     /* The length asked about may exceed the context: inspect answers what-if questions. */
@@ -104,8 +104,8 @@ static int reckon(struct inspection *in, const struct config *config,
         return rc;
     in->n_params = model_config_params(cfg);
     in->weight_bytes = model_config_weight_bytes(cfg, in->dtype);
-    in->bytes_per_token =
-        2 * (int64_t)kv_shape_heads(&in->shape) * cfg->head_dim * (int64_t)dtype_bytes(in->dtype);
+    in->bytes_per_token = 2 * (int64_t)kv_shape_heads(&in->shape) * cfg->stack.head_dim *
+                          (int64_t)dtype_bytes(in->dtype);
     in->kv_bytes = kv_budget(in, config);
     return 0;
 }
@@ -132,8 +132,8 @@ static int write_json(const struct inspection *in, struct strbuf *out, struct er
     strbuf_addf(out,
                 ",\"vocab_size\":%d,\"dim\":%d,\"n_layers\":%d,\"n_heads\":%d,\"n_kv_heads\":%d,"
                 "\"head_dim\":%d,\"ffn_dim\":%d,\"max_seq_len\":%d,\"tie_embeddings\":%s",
-                cfg->vocab_size, cfg->dim, cfg->n_layers, cfg->n_heads, cfg->n_kv_heads,
-                cfg->head_dim, cfg->ffn_dim, cfg->max_seq_len,
+                cfg->vocab_size, cfg->stack.dim, cfg->stack.n_layers, cfg->stack.n_heads,
+                cfg->stack.n_kv_heads, cfg->stack.head_dim, cfg->stack.ffn_dim, cfg->max_seq_len,
                 cfg->tie_embeddings ? "true" : "false");
     strbuf_addf(out, ",\"dtype\":\"%s\",\"params\":%lld,\"weights_bytes\":%lld",
                 dtype_name(in->dtype), (long long)in->n_params, (long long)in->weight_bytes);
@@ -173,10 +173,10 @@ static void write_model(const struct inspection *in, const char *dir, struct str
 {
     const struct model_config *cfg = in->cfg;
 
-    strbuf_addf(out, "%s: %s, %d layers, dim %d, ffn %d\n", dir, cfg->model_type, cfg->n_layers,
-                cfg->dim, cfg->ffn_dim);
-    strbuf_addf(out, "  %-26s%d query, %d key-value, of %d\n", "heads", cfg->n_heads,
-                cfg->n_kv_heads, cfg->head_dim);
+    strbuf_addf(out, "%s: %s, %d layers, dim %d, ffn %d\n", dir, cfg->model_type,
+                cfg->stack.n_layers, cfg->stack.dim, cfg->stack.ffn_dim);
+    strbuf_addf(out, "  %-26s%d query, %d key-value, of %d\n", "heads", cfg->stack.n_heads,
+                cfg->stack.n_kv_heads, cfg->stack.head_dim);
     strbuf_addf(out, "  %-26s%d tokens, context %d\n", "vocabulary", cfg->vocab_size,
                 cfg->max_seq_len);
     strbuf_addf(out, "  %-26s%lld (%.3g B)\n", "parameters", (long long)in->n_params,

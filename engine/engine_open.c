@@ -92,7 +92,7 @@ int engine_plan_open(struct plan **out, const struct config *config, const struc
     if (rc < 0)
         return rc;
     plan_set_length(*out, length);
-    for (int layer = 0; layer < mc->n_layers; layer++) {
+    for (int layer = 0; layer < mc->stack.n_layers; layer++) {
         if (mc->window[layer] < max_seq_len)
             plan_set_window(*out, layer, mc->window[layer]);
     }
@@ -374,10 +374,10 @@ static void fill_info(struct engine *e, const struct config *config)
         .fingerprint = e->fingerprint,
         .vocab_size = mc->vocab_size,
         .max_seq_len = e->env.max_seq_len,
-        .n_layers = mc->n_layers,
-        .n_heads = mc->n_heads,
-        .n_kv_heads = mc->n_kv_heads,
-        .head_dim = mc->head_dim,
+        .n_layers = mc->stack.n_layers,
+        .n_heads = mc->stack.n_heads,
+        .n_kv_heads = mc->stack.n_kv_heads,
+        .head_dim = mc->stack.head_dim,
         .max_batch = config->max_batch,
         .bos_id = e->tokenizer ? tokenizer_bos(e->tokenizer) : -1,
         .n_params = model_config_params(mc),
@@ -413,10 +413,10 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
     e->env.vocab_size = mc->vocab_size;
     e->env.eos_ids = mc->eos_ids;
     e->env.n_eos = mc->n_eos;
-    e->env.shape = (struct kv_shape){.n_layers = mc->n_layers,
-                                     .n_heads = mc->n_heads,
-                                     .n_kv_heads = mc->n_kv_heads,
-                                     .head_dim = mc->head_dim,
+    e->env.shape = (struct kv_shape){.n_layers = mc->stack.n_layers,
+                                     .n_heads = mc->stack.n_heads,
+                                     .n_kv_heads = mc->stack.n_kv_heads,
+                                     .head_dim = mc->stack.head_dim,
                                      .page_entries = config->page_entries,
                                      .dtype = engine_dtype(config, mc)};
     rc = open_plan(e, config, err);

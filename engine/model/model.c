@@ -1,64 +1,24 @@
 /*
  * model - opening, closing and asking a loaded decoder. See model.h.
  *
- * Owns the weights, the mapped files behind them, and the activation buffers. The forward passes
- * live in a file for each family.
+ * Owns the weights, the mapped files behind them, and the activation buffers. What happens between
+ * embedding and head is in stack.c.
  */
 #include "engine/model/model.h"
 
+#include "base/check.h"
 #include "base/err.h"
 #include "engine/model/model_impl.h"
-#include "engine/model/rope.h"
 #include "engine/model/weights_dir.h"
 
 #include <stdlib.h>
 
-static int buffer(struct model *m, void **out, size_t n_rows, size_t row_bytes, struct err *err)
+static int open_logits(struct model *m, struct err *err)
 {
-    int rc = m->be->ops->alloc(m->be, out, n_rows * row_bytes, err);
+    size_t bytes = (size_t)m->max_logits * m->cfg.vocab_size * sizeof(float);
+    int rc = m->be->ops->alloc(m->be, (void **)&m->logits, bytes, err);
 
-    if (rc == 0)
-        m->buffer_bytes += n_rows * row_bytes;
-    return rc;
-}
-
-static int open_buffers(struct model *m, struct err *err)
-{
-    const struct model_config *c = &m->cfg;
-    size_t act = dtype_bytes(m->be->act_dtype), rows = m->max_rows;
-    size_t q_row = (size_t)c->n_heads * c->head_dim * act;
-    size_t kv_row = (size_t)c->n_kv_heads * c->head_dim * sizeof(float);
-    int rc;
-
-    rc = buffer(m, &m->x, rows, c->dim * act, err);
-    if (rc == 0)
-        rc = buffer(m, &m->q, rows, q_row, err);
-    if (rc == 0)
-        rc = buffer(m, &m->attn_out, rows, q_row, err);
-    if (rc == 0)
-        rc = buffer(m, &m->k_chunk, rows, kv_row, err);
-    if (rc == 0)
-        rc = buffer(m, &m->v_chunk, rows, kv_row, err);
-    if (rc == 0)
-        rc = buffer(m, (void **)&m->logits, m->max_logits, c->vocab_size * sizeof(float), err);
-    return rc;
-}
-
-static int open_rope(struct model *m, struct err *err)
-{
-    const struct rope_config *r = &m->cfg.rope;
-    size_t n_rows = r->kind == ROPE_DYNAMIC ? m->max_rows : 1;
-    size_t row_bytes = r->dim / 2 * sizeof(float);
-    int rc;
-
-    m->rope_scale = rope_scale(r);
-    m->inv_freq_host = calloc(n_rows, row_bytes);
-    if (!m->inv_freq_host)
-        return err_set(err, ERR_NO_ROOM, "rope: no memory for %zu rows", n_rows);
-    rope_inv_freq(m->inv_freq_host, r, 1);
-    rc = buffer(m, (void **)&m->inv_freq, n_rows, row_bytes, err);
-    if (rc == 0)
-        rc = m->be->ops->upload(m->be, m->inv_freq, m->inv_freq_host, row_bytes, err);
+    m->buffer_bytes = m->stack.buffer_bytes + bytes;
     return rc;
 }
 
@@ -74,18 +34,16 @@ int model_open(struct model **out, const struct model_config *cfg, struct backen
     m->be = be;
     m->max_rows = params->max_rows;
     m->max_logits = params->max_logits;
-    m->layers = calloc(cfg->n_layers, sizeof(*m->layers));
-    if (!m->layers) {
-        rc = err_set(err, ERR_NO_ROOM, "model dir %s: out of memory", params->dir);
+    rc = stack_init(&m->stack, &cfg->stack, be, params->max_rows, err);
+    if (rc < 0)
         goto out;
-    }
     rc = weight_list_load(m, params, err);
     if (rc < 0)
         goto out;
-    rc = open_buffers(m, err);
+    rc = stack_open_buffers(&m->stack, err);
     if (rc < 0)
         goto out;
-    rc = open_rope(m, err);
+    rc = open_logits(m, err);
     if (rc < 0)
         goto out;
     *out = m;
@@ -95,34 +53,14 @@ out:
     return rc;
 }
 
-static void layer_release(struct backend *be, struct llama_layer *y)
-{
-    struct weight *all[] = {&y->attn_norm, &y->wqkv, &y->bqkv,   &y->q_norm,
-                            &y->k_norm,    &y->wo,   &y->bo,     &y->ffn_norm,
-                            &y->w_in,      &y->b_in, &y->w_down, &y->b_down};
-
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        be->ops->weight_free(be, all[i]);
-}
-
 void model_close(struct model *m)
 {
     if (!m)
         return;
     m->be->ops->weight_free(m->be, &m->embed);
     m->be->ops->weight_free(m->be, &m->head);
-    m->be->ops->weight_free(m->be, &m->norm);
-    for (int i = 0; m->layers && i < m->cfg.n_layers; i++)
-        layer_release(m->be, &m->layers[i]);
-    free(m->layers);
-    m->be->ops->free(m->be, m->x);
-    m->be->ops->free(m->be, m->q);
-    m->be->ops->free(m->be, m->k_chunk);
-    m->be->ops->free(m->be, m->v_chunk);
-    m->be->ops->free(m->be, m->attn_out);
+    stack_release(&m->stack);
     m->be->ops->free(m->be, m->logits);
-    m->be->ops->free(m->be, m->inv_freq);
-    free(m->inv_freq_host);
     for (int i = 0; i < m->n_aligned; i++)
         free(m->aligned[i]);
     free(m->aligned);
@@ -154,7 +92,7 @@ size_t model_buffer_bytes(const struct model *m)
 
 bool model_wants_rope_len(const struct model *m)
 {
-    return m->cfg.rope.kind == ROPE_DYNAMIC;
+    return m->cfg.stack.rope.kind == ROPE_DYNAMIC;
 }
 
 float *model_logits(struct model *m)
@@ -165,5 +103,21 @@ float *model_logits(struct model *m)
 int model_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
                   const int32_t *rope_len, struct err *err)
 {
-    return llama_forward(m, batch, kv, rope_len, err);
+    const struct backend_ops *ops = m->be->ops;
+    struct embed_args embed = {.batch = batch, .table = &m->embed, .x = m->stack.x};
+    struct logits_args logits = {.batch = batch,
+                                 .dim = m->cfg.stack.dim,
+                                 .vocab_size = m->cfg.vocab_size,
+                                 .norm = stack_norm(&m->stack),
+                                 .head = m->cfg.tie_embeddings ? &m->embed : &m->head,
+                                 .x = m->stack.x,
+                                 .out = m->logits};
+    int rc = ops->embed(m->be, &embed, err);
+
+    CHECK(batch->n_logits <= m->max_logits);
+    if (rc == 0)
+        rc = stack_forward(&m->stack, batch, kv, rope_len, err);
+    if (rc == 0 && batch->n_logits > 0)
+        rc = ops->logits(m->be, &logits, err);
+    return rc;
 }

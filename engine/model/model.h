@@ -33,14 +33,28 @@ struct rope_config {
     int dim;                       /* rotated dims of a head (even) */
 };
 
-struct model_config {
-    char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3" */
-    int vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
-    int max_seq_len; /* max_position_embeddings, stretched where rope scaling stretches it */
+/* Whose layers they are: it decides the names of their tensors. */
+enum stack_kind { STACK_LLAMA = 0, STACK_NEOX };
+
+/* A stack of decoder layers, as far as the layers themselves go. */
+struct stack_config {
+    enum stack_kind kind;
+    int dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim;
+    enum norm_kind norm;
     float norm_eps;
     enum act_kind act;
+    bool is_gated;    /* act(gate) * up; else act(up) */
+    bool is_parallel; /* x + attention(norm(x)) + ffn(norm'(x)); else one after the other */
     struct rope_config rope;
-    bool tie_embeddings, qkv_bias, o_bias, ffn_bias, qk_norm;
+    bool qkv_bias, o_bias, ffn_bias, qk_norm;
+};
+
+struct model_config {
+    char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3", "gpt_neox" */
+    int vocab_size;
+    int max_seq_len; /* max_position_embeddings, stretched where rope scaling stretches it */
+    struct stack_config stack;
+    bool tie_embeddings;
     int window[MODEL_MAX_LAYERS];      /* sliding window a layer, KV_WINDOW_ALL for none */
     int eos_ids[MODEL_MAX_EOS], n_eos; /* config.json and generation_config.json together */
     int bos_id;                        /* -1 when there is none */

@@ -10,8 +10,10 @@
 #include "base/json_file.h"
 #include "engine/model/json_fields.h"
 #include "engine/model/model.h"
+#include "engine/model/model_family.h"
 #include "engine/model/rope_config.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/stack_config.h"
 #include "engine/model/weights_dir.h"
 
 #include <jansson.h>
@@ -21,113 +23,8 @@
 #include <string.h>
 #include <strings.h>
 
-/* Bounds: several times what any published decoder has, and low enough for products in 64 bits. */
 #define MAX_CONFIG_BYTES (4u << 20)
 #define MAX_VOCAB        (1 << 23) /* the sampler's integer sums hold this many weights */
-#define MAX_DIM          65536
-#define MAX_FFN_DIM      (1 << 20)
-#define MAX_HEADS        4096
-#define MAX_HEAD_DIM     256 /* what the backends have scratch for; no published decoder has more */
-#define MAX_QKV_ROWS     (1 << 20)
-#define MAX_SEQ_LEN      ROPE_CONFIG_MAX_SEQ_LEN
-
-enum bias_rule {
-    BIAS_NONE, /* no projection of attention has one */
-    BIAS_QKV,  /* q, k and v always have one, o never */
-    BIAS_KEY   /* all four, if attention_bias says so */
-};
-
-enum window_rule {
-    WINDOW_NEVER,
-    WINDOW_ALWAYS, /* sliding_window holds for every layer */
-    WINDOW_LISTED, /* for the layers that layer_types names, all of them without the list */
-    WINDOW_UPPER   /* use_sliding_window, and layer_types or max_window_layers pick the layers */
-};
-
-/* What the configuration classes differ in. */
-static const struct family {
-    const char *model_type, *architecture;
-    int n_kv_heads;            /* default when the key is absent; 0: n_heads */
-    int max_seq_len, head_dim; /* defaults; head_dim 0: dim / n_heads */
-    int bos_id, eos_id;        /* defaults; -1: none */
-    enum bias_rule bias;
-    enum window_rule window;
-    bool mlp_bias_key, qk_norm;
-} families[] = {
-    {.model_type = "llama",
-     .architecture = "LlamaForCausalLM",
-     .max_seq_len = 2048,
-     .bos_id = 1,
-     .eos_id = 2,
-     .bias = BIAS_KEY,
-     .mlp_bias_key = true},
-    {.model_type = "mistral",
-     .architecture = "MistralForCausalLM",
-     .n_kv_heads = 8,
-     .max_seq_len = 131072,
-     .bos_id = 1,
-     .eos_id = 2,
-     .window = WINDOW_ALWAYS},
-    {.model_type = "ministral",
-     .architecture = "MinistralForCausalLM",
-     .n_kv_heads = 8,
-     .max_seq_len = 131072,
-     .bos_id = 1,
-     .eos_id = 2,
-     .window = WINDOW_LISTED},
-    {.model_type = "qwen2",
-     .architecture = "Qwen2ForCausalLM",
-     .n_kv_heads = 32,
-     .max_seq_len = 32768,
-     .bos_id = -1,
-     .eos_id = -1,
-     .bias = BIAS_QKV,
-     .window = WINDOW_UPPER},
-    {.model_type = "qwen3",
-     .architecture = "Qwen3ForCausalLM",
-     .n_kv_heads = 32,
-     .max_seq_len = 32768,
-     .head_dim = 128,
-     .bos_id = -1,
-     .eos_id = -1,
-     .bias = BIAS_KEY,
-     .window = WINDOW_UPPER,
-     .qk_norm = true},
-};
-#define N_FAMILIES (sizeof(families) / sizeof(families[0]))
-
-static const char served_families[] =
-    "LlamaForCausalLM, MistralForCausalLM, MinistralForCausalLM, Qwen2ForCausalLM, "
-    "Qwen3ForCausalLM";
-
-/* Picks the family by model_type, or by the architecture when there is no model_type. */
-static const struct family *find_family(struct json_fields *f)
-{
-    const char *type = json_fields_str(f, "model_type", NULL);
-    const json_t *archs = json_fields_array(f, "architectures");
-    const char *arch = json_string_value(json_array_get(archs, 0));
-
-    if (f->rc < 0)
-        return NULL;
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        const struct family *fam = &families[i];
-
-        if (type && strcmp(type, fam->model_type) != 0)
-            continue;
-        /* Some early files spell it LLaMAForCausalLM. */
-        if (arch && strcasecmp(arch, fam->architecture) != 0)
-            continue;
-        if (type || arch)
-            return fam;
-    }
-    if (!type && !arch)
-        f->rc = err_set(f->err, ERR_PARSE, "%s: model_type is missing", f->where);
-    else
-        f->rc = err_set(f->err, ERR_UNSUPPORTED,
-                        "%s: architecture %.60s of model_type %.60s is not served; served are %s",
-                        f->where, arch ? arch : "(none)", type ? type : "(none)", served_families);
-    return NULL;
-}
 
 static void refuse_quantised(struct json_fields *f)
 {
@@ -143,76 +40,6 @@ static void refuse_quantised(struct json_fields *f)
                             "weights",
                             f->where, method ? method : "a method it does not name");
     }
-}
-
-static void read_shape(struct model_config *cfg, struct json_fields *f, const struct family *fam)
-{
-    int absent_kv, absent_head_dim;
-
-    cfg->vocab_size = json_fields_int(f, "vocab_size", 1, MAX_VOCAB, JSON_FIELD_REQUIRED);
-    cfg->dim = json_fields_int(f, "hidden_size", 1, MAX_DIM, JSON_FIELD_REQUIRED);
-    cfg->n_layers =
-        json_fields_int(f, "num_hidden_layers", 1, MODEL_MAX_LAYERS, JSON_FIELD_REQUIRED);
-    cfg->n_heads = json_fields_int(f, "num_attention_heads", 1, MAX_HEADS, JSON_FIELD_REQUIRED);
-    cfg->ffn_dim = json_fields_int(f, "intermediate_size", 1, MAX_FFN_DIM, JSON_FIELD_REQUIRED);
-    cfg->max_seq_len =
-        json_fields_int(f, "max_position_embeddings", 1, MAX_SEQ_LEN, fam->max_seq_len);
-    /* null means n_heads and dim / n_heads; only an absent key means the family's default. */
-    absent_kv = fam->n_kv_heads && !json_fields_has(f, "num_key_value_heads") ? fam->n_kv_heads
-                                                                              : cfg->n_heads;
-    cfg->n_kv_heads = json_fields_int(f, "num_key_value_heads", 1, MAX_HEADS, absent_kv);
-    absent_head_dim = json_fields_has(f, "head_dim") ? 0 : fam->head_dim;
-    cfg->head_dim = json_fields_int(f, "head_dim", 2, MAX_HEAD_DIM, absent_head_dim);
-    if (f->rc < 0)
-        return;
-    if (cfg->head_dim == 0) {
-        if (cfg->dim % cfg->n_heads != 0 || cfg->dim / cfg->n_heads > MAX_HEAD_DIM)
-            f->rc = err_set(f->err, ERR_PARSE,
-                            "%s: hidden_size %d and num_attention_heads %d give no head_dim in "
-                            "2..%d",
-                            f->where, cfg->dim, cfg->n_heads, MAX_HEAD_DIM);
-        cfg->head_dim = cfg->dim / cfg->n_heads;
-    }
-    if (!f->rc && (cfg->head_dim < 2 || cfg->head_dim % 2 != 0))
-        f->rc = err_set(f->err, ERR_PARSE, "%s: head_dim is %d, want an even number in 2..%d",
-                        f->where, cfg->head_dim, MAX_HEAD_DIM);
-    if (!f->rc && cfg->n_heads % cfg->n_kv_heads != 0)
-        f->rc = err_set(f->err, ERR_PARSE,
-                        "%s: num_key_value_heads is %d, want a divisor of num_attention_heads %d",
-                        f->where, cfg->n_kv_heads, cfg->n_heads);
-    if (!f->rc && (cfg->n_heads + 2 * cfg->n_kv_heads) * cfg->head_dim > MAX_QKV_ROWS)
-        f->rc = err_set(f->err, ERR_PARSE,
-                        "%s: %d heads of %d dims give %d rows of q, k and v, want at most %d",
-                        f->where, cfg->n_heads, cfg->head_dim,
-                        (cfg->n_heads + 2 * cfg->n_kv_heads) * cfg->head_dim, MAX_QKV_ROWS);
-}
-
-static void read_act(struct model_config *cfg, struct json_fields *f)
-{
-    static const struct {
-        const char *name;
-        enum act_kind act;
-    } acts[] = {
-        {"silu", ACT_SILU},
-        {"swish", ACT_SILU},
-        {"gelu", ACT_GELU_ERF},
-        {"gelu_new", ACT_GELU_TANH},
-        {"gelu_pytorch_tanh", ACT_GELU_TANH},
-        {"gelu_fast", ACT_GELU_TANH},
-    };
-    const char *name = json_fields_str(f, "hidden_act", "silu");
-
-    for (size_t i = 0; i < sizeof(acts) / sizeof(acts[0]); i++) {
-        if (strcmp(name, acts[i].name) == 0) {
-            cfg->act = acts[i].act;
-            return;
-        }
-    }
-    if (!f->rc)
-        f->rc = err_set(f->err, ERR_UNSUPPORTED,
-                        "%s: hidden_act is %.60s; served are silu, gelu, gelu_new, gelu_fast and "
-                        "gelu_pytorch_tanh",
-                        f->where, name);
 }
 
 /* "bfloat16" in either key; false when neither is there. */
@@ -269,12 +96,12 @@ static enum dtype peek_dtype(const char *dir)
 static void read_layer_types(struct model_config *cfg, struct json_fields *f, const json_t *types,
                              int window)
 {
-    if (json_array_size(types) != (size_t)cfg->n_layers) {
+    if (json_array_size(types) != (size_t)cfg->stack.n_layers) {
         f->rc = err_set(f->err, ERR_PARSE, "%s: layer_types has %zu entries, want %d", f->where,
-                        json_array_size(types), cfg->n_layers);
+                        json_array_size(types), cfg->stack.n_layers);
         return;
     }
-    for (int i = 0; i < cfg->n_layers; i++) {
+    for (int i = 0; i < cfg->stack.n_layers; i++) {
         const char *type = json_string_value(json_array_get(types, i));
 
         if (type && strcmp(type, "full_attention") == 0) {
@@ -298,7 +125,8 @@ static void read_layer_types(struct model_config *cfg, struct json_fields *f, co
     }
 }
 
-static void read_windows(struct model_config *cfg, struct json_fields *f, const struct family *fam)
+static void read_windows(struct model_config *cfg, struct json_fields *f,
+                         const struct model_family *fam)
 {
     const json_t *types = NULL;
     int window = KV_WINDOW_ALL, n_full = 0;
@@ -311,7 +139,7 @@ static void read_windows(struct model_config *cfg, struct json_fields *f, const 
                                  json_fields_has(f, "sliding_window") ? KV_WINDOW_ALL : 4096);
     if (used && fam->window == WINDOW_UPPER)
         n_full = json_fields_int(f, "max_window_layers", 0, INT_MAX, 28);
-    for (int i = 0; i < cfg->n_layers; i++)
+    for (int i = 0; i < cfg->stack.n_layers; i++)
         cfg->window[i] = i < n_full ? KV_WINDOW_ALL : window;
     if (fam->window == WINDOW_UPPER || fam->window == WINDOW_LISTED)
         types = json_fields_array(f, "layer_types");
@@ -405,29 +233,18 @@ static int read_generation_config(struct model_config *cfg, const char *dir, boo
 
 static int read_config(struct model_config *cfg, const char *dir, struct json_fields *f)
 {
-    const struct family *fam;
+    const struct model_family *fam;
     bool has_dtype, has_eos = false;
 
     refuse_quantised(f);
-    fam = find_family(f);
+    fam = model_family_find(f);
     if (!fam)
         return f->rc;
     snprintf(cfg->model_type, sizeof(cfg->model_type), "%s", fam->model_type);
-    read_shape(cfg, f, fam);
-    read_act(cfg, f);
-    cfg->norm_eps = (float)json_fields_num(f, "rms_norm_eps", 0, 1, 1e-6);
+    cfg->vocab_size = json_fields_int(f, "vocab_size", 1, MAX_VOCAB, JSON_FIELD_REQUIRED);
+    stack_config_read(&cfg->stack, &cfg->max_seq_len, f, fam);
     cfg->tie_embeddings = json_fields_bool(f, "tie_word_embeddings", false);
-    if (fam->bias == BIAS_KEY)
-        cfg->qkv_bias = cfg->o_bias = json_fields_bool(f, "attention_bias", false);
-    else
-        cfg->qkv_bias = fam->bias == BIAS_QKV;
-    cfg->ffn_bias = fam->mlp_bias_key && json_fields_bool(f, "mlp_bias", false);
-    cfg->qk_norm = fam->qk_norm;
     has_dtype = read_dtype(cfg, f);
-    if (!f->rc)
-        rope_config_read(&cfg->rope, cfg, f);
-    if (!f->rc)
-        cfg->max_seq_len = rope_config_max_seq_len(&cfg->rope, cfg->max_seq_len);
     if (!f->rc)
         read_windows(cfg, f, fam);
     read_eos(cfg, f);
@@ -472,16 +289,8 @@ int model_config_load(struct model_config *cfg, const char *dir, struct err *err
 /* Elements of matrices and of vectors (gains and biases). */
 static void count_params(const struct model_config *cfg, int64_t *matrices, int64_t *vectors)
 {
-    int64_t dim = cfg->dim, q = (int64_t)cfg->n_heads * cfg->head_dim;
-    int64_t kv = (int64_t)cfg->n_kv_heads * cfg->head_dim, ffn = cfg->ffn_dim;
-    int64_t layer_m = dim * (q + 2 * kv) + q * dim + 3 * dim * ffn, layer_v = 2 * dim;
-
-    layer_v += cfg->qkv_bias ? q + 2 * kv : 0;
-    layer_v += cfg->o_bias ? dim : 0;
-    layer_v += cfg->ffn_bias ? 2 * ffn + dim : 0;
-    layer_v += cfg->qk_norm ? 2 * cfg->head_dim : 0;
-    *matrices = cfg->n_layers * layer_m + (cfg->tie_embeddings ? 1 : 2) * cfg->vocab_size * dim;
-    *vectors = cfg->n_layers * layer_v + dim;
+    stack_config_params(&cfg->stack, matrices, vectors);
+    *matrices += (cfg->tie_embeddings ? 1 : 2) * (int64_t)cfg->vocab_size * cfg->stack.dim;
 }
 
 int64_t model_config_params(const struct model_config *cfg)
@@ -502,10 +311,5 @@ int64_t model_config_weight_bytes(const struct model_config *cfg, enum dtype dty
 
 int model_config_max_dim(const struct model_config *cfg)
 {
-    int qkv = (cfg->n_heads + 2 * cfg->n_kv_heads) * cfg->head_dim;
-    int widest = 2 * cfg->ffn_dim;
-
-    if (qkv > widest)
-        widest = qkv;
-    return cfg->dim > widest ? cfg->dim : widest;
+    return stack_config_max_dim(&cfg->stack);
 }

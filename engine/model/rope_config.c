@@ -44,8 +44,8 @@ static void require(struct json_fields *f, const char *key)
 }
 
 /* The members that only some kinds have. `top` is config.json itself. */
-static void read_scaling(struct rope_config *r, const struct model_config *cfg,
-                         struct json_fields *f, struct json_fields *top)
+static void read_scaling(struct rope_config *r, int max_seq_len, struct json_fields *f,
+                         struct json_fields *top)
 {
     if (r->kind == ROPE_DEFAULT)
         return;
@@ -55,7 +55,7 @@ static void read_scaling(struct rope_config *r, const struct model_config *cfg,
     if (r->kind == ROPE_LLAMA3 || r->kind == ROPE_YARN) {
         /* Beside the rope settings it wins over inside them: so it is in transformers. */
         r->original_max_seq_len = json_fields_int(f, "original_max_position_embeddings", 1,
-                                                  ROPE_CONFIG_MAX_SEQ_LEN, cfg->max_seq_len);
+                                                  ROPE_CONFIG_MAX_SEQ_LEN, max_seq_len);
         r->original_max_seq_len = json_fields_int(top, "original_max_position_embeddings", 1,
                                                   ROPE_CONFIG_MAX_SEQ_LEN, r->original_max_seq_len);
     }
@@ -72,7 +72,7 @@ static void read_scaling(struct rope_config *r, const struct model_config *cfg,
     }
     if (r->kind == ROPE_YARN) {
         if (r->factor == 0)
-            r->factor = (double)cfg->max_seq_len / r->original_max_seq_len;
+            r->factor = (double)max_seq_len / r->original_max_seq_len;
         r->attention_factor = json_fields_num(f, "attention_factor", 0, 1e3, 0);
         r->mscale = json_fields_num(f, "mscale", 0, 1e3, 0);
         r->mscale_all_dim = json_fields_num(f, "mscale_all_dim", 0, 1e3, 0);
@@ -86,24 +86,42 @@ static void read_scaling(struct rope_config *r, const struct model_config *cfg,
 }
 
 /*
- * transformers leaves partial_rotary_factor unread for these families' default rotation and fails
- * on a tensor shape with every other kind.
+ * transformers leaves partial_rotary_factor unread for the Llama families' default rotation and
+ * fails on a tensor shape with every other kind.
  */
-static void refuse_partial_rotary(const struct rope_config *r, const struct model_config *cfg,
-                                  struct json_fields *f, struct json_fields *top)
+static void refuse_partial_rotary(const struct rope_config *r, struct json_fields *f,
+                                  struct json_fields *top)
 {
     double part = json_fields_num(top, "partial_rotary_factor", 0, 1, 1);
 
     part = json_fields_num(f, "partial_rotary_factor", 0, 1, part);
-    if (!f->rc && r->kind != ROPE_DEFAULT && (int)(cfg->head_dim * part) != cfg->head_dim)
+    if (!f->rc && r->kind != ROPE_DEFAULT && (int)(r->dim * part) != r->dim)
         f->rc = err_set(f->err, ERR_UNSUPPORTED,
-                        "%s: partial_rotary_factor %g with rope_type %s is not served for %s",
-                        f->where, part, rope_names[r->kind], cfg->model_type);
+                        "%s: partial_rotary_factor %g with rope_type %s is not served here",
+                        f->where, part, rope_names[r->kind]);
 }
 
-void rope_config_read(struct rope_config *r, const struct model_config *cfg,
+/* GPT-NeoX rotates a part of each head. */
+static void read_partial_rotary(struct rope_config *r, struct json_fields *f,
+                                struct json_fields *top)
+{
+    double part = json_fields_num(top, "rotary_pct", 0, 1, 0.25);
+    int dim;
+
+    part = json_fields_num(f, "partial_rotary_factor", 0, 1, part);
+    dim = (int)(r->dim * part);
+    if (!f->rc && (dim < 2 || dim % 2 != 0))
+        f->rc = err_set(f->err, ERR_UNSUPPORTED,
+                        "%s: %g of %d dims of a head are %d to rotate, want an even number from 2 "
+                        "on",
+                        f->where, part, r->dim, dim);
+    r->dim = dim;
+}
+
+void rope_config_read(struct rope_config *r, const struct stack_config *stack, int max_seq_len,
                       struct json_fields *top)
 {
+    bool neox = stack->kind == STACK_NEOX;
     char where[PATH_MAX + 32];
     struct json_fields f = {.err = top->err};
     const json_t *scaling = json_fields_obj(top, "rope_scaling");
@@ -111,7 +129,7 @@ void rope_config_read(struct rope_config *r, const struct model_config *cfg,
     json_t *none = NULL;
 
     *r = (struct rope_config){
-        .factor = 1, .dim = cfg->head_dim, .original_max_seq_len = cfg->max_seq_len};
+        .factor = 1, .dim = stack->head_dim, .original_max_seq_len = max_seq_len};
     f.obj = json_object_size(scaling) > 0 ? scaling : params;
     snprintf(where, sizeof(where), "%s: %s", top->where,
              f.obj && f.obj == scaling ? "rope_scaling" : "rope_parameters");
@@ -123,10 +141,13 @@ void rope_config_read(struct rope_config *r, const struct model_config *cfg,
         f.rc =
             err_set(f.err, ERR_UNSUPPORTED, "%s: settings per layer type are not served", f.where);
     read_kind(r, &f);
-    r->theta = json_fields_num(top, "rope_theta", 1e-3, 1e15, 10000);
+    r->theta = json_fields_num(top, neox ? "rotary_emb_base" : "rope_theta", 1e-3, 1e15, 10000);
     r->theta = json_fields_num(&f, "rope_theta", 1e-3, 1e15, r->theta);
-    read_scaling(r, cfg, &f, top);
-    refuse_partial_rotary(r, cfg, &f, top);
+    read_scaling(r, max_seq_len, &f, top);
+    if (neox)
+        read_partial_rotary(r, &f, top);
+    else
+        refuse_partial_rotary(r, &f, top);
     if (!f.rc && r->kind == ROPE_DYNAMIC && r->dim < 4)
         f.rc = err_set(f.err, ERR_UNSUPPORTED, "%s: dynamic with head_dim %d, want at least 4",
                        f.where, r->dim);

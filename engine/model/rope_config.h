@@ -7,17 +7,17 @@
 #define ROPE_CONFIG_H
 
 struct json_fields;
-struct model_config;
 struct rope_config;
+struct stack_config;
 
 #define ROPE_CONFIG_MAX_SEQ_LEN (1 << 28) /* positions stay far from KV_RING_DENSE */
 
 /*
- * Fills *r from the file's top object; cfg has its shape already, with max_position_embeddings as
- * max_seq_len. Failure is left in top->rc.
+ * Fills *r from the top object; stack has its shape already. GPT-NeoX's own keys are read for
+ * STACK_NEOX: rotary_pct, rotary_emb_base. Failure is left in top->rc.
  */
-void rope_config_read(struct rope_config *r, const struct model_config *cfg,
-                      struct json_fields *top);
+void rope_config_read(struct rope_config *r, const struct stack_config *stack,
+                      int max_position_embeddings, struct json_fields *top);
 
 /*
  * The longest sequence that a model with max_position_embeddings serves. Files disagree on whether

@@ -17,7 +17,7 @@
 #include <string.h>
 
 #define MAX_PARTS       3  /* q, k, v */
-#define MAX_LAYER_ITEMS 13 /* members of struct llama_layer */
+#define MAX_LAYER_ITEMS 14 /* members of struct stack_layer */
 #define MAX_TENSOR_NAME 96
 
 /* One weight of the model and the tensors that are stacked to make it. */
@@ -26,6 +26,7 @@ struct item {
     bool is_matrix; /* else a vector: n_in 1, one dimension in the file, f32 on the backend */
     bool is_gain;   /* random weights: ones */
     int n_parts, n_in;
+    int n_heads; /* > 0: the tensor's rows are q, k, v of head 0, of head 1 ..; wanted: all q, .. */
     int n_out[MAX_PARTS];
     char name[MAX_PARTS][MAX_TENSOR_NAME];
     const struct safetensors_tensor *tensor[MAX_PARTS];
@@ -35,7 +36,8 @@ struct list {
     struct item *items; /* [n_items] */
     int n_items, n_alloc;
     const char *dir;    /* for messages */
-    const char *prefix; /* "model.", or "" for files of the bare decoder */
+    const char *prefix; /* "model.", "gpt_neox.", or "" for files of the bare decoder */
+    const char *head;   /* the tensor of the output layer */
 };
 
 static struct item *add(struct list *l, struct weight *w, int n_in)
@@ -71,15 +73,18 @@ static void add_gain(struct list *l, struct weight *w, int n, const char *prefix
     add_part(it, n, prefix, name);
 }
 
-static void list_layer(struct list *l, struct model *m, int layer_idx)
+static void add_bias(struct list *l, struct weight *w, int n, const char *prefix, const char *name)
 {
-    const struct model_config *c = &m->cfg;
-    struct llama_layer *y = &m->layers[layer_idx];
+    add_part(add_vector(l, w), n, prefix, name);
+}
+
+static void list_llama_layer(struct list *l, struct stack *s, int layer_idx, const char *p)
+{
+    const struct stack_config *c = &s->cfg;
+    struct stack_layer *y = &s->layers[layer_idx];
     int q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    char p[48];
     struct item *it;
 
-    snprintf(p, sizeof(p), "%slayers.%d.", l->prefix, layer_idx);
     add_gain(l, &y->attn_norm, c->dim, p, "input_layernorm.weight");
     it = add(l, &y->wqkv, c->dim);
     add_part(it, q, p, "self_attn.q_proj.weight");
@@ -97,7 +102,7 @@ static void list_layer(struct list *l, struct model *m, int layer_idx)
     }
     add_part(add(l, &y->wo, q), c->dim, p, "self_attn.o_proj.weight");
     if (c->o_bias)
-        add_part(add_vector(l, &y->bo), c->dim, p, "self_attn.o_proj.bias");
+        add_bias(l, &y->bo, c->dim, p, "self_attn.o_proj.bias");
     add_gain(l, &y->ffn_norm, c->dim, p, "post_attention_layernorm.weight");
     it = add(l, &y->w_in, c->dim);
     add_part(it, c->ffn_dim, p, "mlp.gate_proj.weight");
@@ -107,21 +112,69 @@ static void list_layer(struct list *l, struct model *m, int layer_idx)
         it = add_vector(l, &y->b_in);
         add_part(it, c->ffn_dim, p, "mlp.gate_proj.bias");
         add_part(it, c->ffn_dim, p, "mlp.up_proj.bias");
-        add_part(add_vector(l, &y->b_down), c->dim, p, "mlp.down_proj.bias");
+        add_bias(l, &y->b_down, c->dim, p, "mlp.down_proj.bias");
     }
 }
 
-/* embed_name is the tensor of the table: lm_head.weight where a tied file has only that. */
+static void list_neox_layer(struct list *l, struct stack *s, int layer_idx, const char *p)
+{
+    const struct stack_config *c = &s->cfg;
+    struct stack_layer *y = &s->layers[layer_idx];
+    int q = c->n_heads * c->head_dim;
+    struct item *it;
+
+    add_gain(l, &y->attn_norm, c->dim, p, "input_layernorm.weight");
+    add_bias(l, &y->attn_norm_bias, c->dim, p, "input_layernorm.bias");
+    it = add(l, &y->wqkv, c->dim);
+    it->n_heads = c->n_heads;
+    add_part(it, 3 * q, p, "attention.query_key_value.weight");
+    if (c->qkv_bias) {
+        it = add_vector(l, &y->bqkv);
+        it->n_heads = c->n_heads;
+        add_part(it, 3 * q, p, "attention.query_key_value.bias");
+    }
+    add_part(add(l, &y->wo, q), c->dim, p, "attention.dense.weight");
+    if (c->o_bias)
+        add_bias(l, &y->bo, c->dim, p, "attention.dense.bias");
+    add_gain(l, &y->ffn_norm, c->dim, p, "post_attention_layernorm.weight");
+    add_bias(l, &y->ffn_norm_bias, c->dim, p, "post_attention_layernorm.bias");
+    add_part(add(l, &y->w_in, c->dim), c->ffn_dim, p, "mlp.dense_h_to_4h.weight");
+    add_bias(l, &y->b_in, c->ffn_dim, p, "mlp.dense_h_to_4h.bias");
+    add_part(add(l, &y->w_down, c->ffn_dim), c->dim, p, "mlp.dense_4h_to_h.weight");
+    add_bias(l, &y->b_down, c->dim, p, "mlp.dense_4h_to_h.bias");
+}
+
+/* The layers and the norm behind them. */
+static void list_stack(struct list *l, struct stack *s, const char *prefix)
+{
+    const struct stack_config *c = &s->cfg;
+
+    for (int i = 0; i < c->n_layers; i++) {
+        char p[48];
+
+        snprintf(p, sizeof(p), "%slayers.%d.", prefix, i);
+        if (c->kind == STACK_NEOX)
+            list_neox_layer(l, s, i, p);
+        else
+            list_llama_layer(l, s, i, p);
+    }
+    if (c->kind == STACK_NEOX) {
+        add_gain(l, &s->norm, c->dim, prefix, "final_layer_norm.weight");
+        add_bias(l, &s->norm_bias, c->dim, prefix, "final_layer_norm.bias");
+    } else {
+        add_gain(l, &s->norm, c->dim, prefix, "norm.weight");
+    }
+}
+
+/* embed_name is the tensor of the table: the head's where a tied file has only that. */
 static void list_model(struct list *l, struct model *m, const char *embed_name)
 {
-    const struct model_config *c = &m->cfg;
+    int dim = m->cfg.stack.dim;
 
-    add_part(add(l, &m->embed, c->dim), c->vocab_size, "", embed_name);
-    if (!c->tie_embeddings)
-        add_part(add(l, &m->head, c->dim), c->vocab_size, "", "lm_head.weight");
-    for (int i = 0; i < c->n_layers; i++)
-        list_layer(l, m, i);
-    add_gain(l, &m->norm, c->dim, l->prefix, "norm.weight");
+    add_part(add(l, &m->embed, dim), m->cfg.vocab_size, "", embed_name);
+    if (!m->cfg.tie_embeddings)
+        add_part(add(l, &m->head, dim), m->cfg.vocab_size, "", l->head);
+    list_stack(l, &m->stack, l->prefix);
 }
 
 static void describe_shape(char *buf, size_t size, const struct safetensors_tensor *t)
@@ -164,10 +217,11 @@ static int resolve_part(const struct list *l, const struct model *m, struct item
 static bool is_known_buffer(const char *name)
 {
     static const char *const ends[] = {"rotary_emb.inv_freq", "rotary_emb.cos_cached",
-                                       "rotary_emb.sin_cached"};
+                                       "rotary_emb.sin_cached", ".attention.bias",
+                                       ".attention.masked_bias"};
     size_t n = strlen(name);
 
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
         size_t k = strlen(ends[i]);
 
         if (n >= k && strcmp(name + n - k, ends[i]) == 0)
@@ -196,7 +250,7 @@ static int count_unused(struct model *m, const struct list *l, struct err *err)
 
         if (strmap_get(&used, name, strlen(name), &unused) || is_known_buffer(name))
             continue;
-        if (m->cfg.tie_embeddings && strcmp(name, "lm_head.weight") == 0)
+        if (m->cfg.tie_embeddings && strcmp(name, l->head) == 0)
             continue; /* the table's second name */
         m->n_unused++;
         m->unused = name;
@@ -209,34 +263,51 @@ static int count_unused(struct model *m, const struct list *l, struct err *err)
  * Ties as transformers does: a head in the file that equals the table stays tied, one that differs
  * wins over the configuration, and a file with the head alone ties the table to it.
  */
-static const char *settle_tie(struct model *m, const char *embed_name)
+static const char *settle_tie(struct model *m, const char *embed_name, const char *head_name)
 {
-    const struct safetensors_tensor *head = weights_dir_find(m->files, "lm_head.weight");
+    const struct safetensors_tensor *head = weights_dir_find(m->files, head_name);
     const struct safetensors_tensor *embed = weights_dir_find(m->files, embed_name);
 
     if (!m->cfg.tie_embeddings || !head)
         return embed_name;
     if (!embed)
-        return "lm_head.weight";
+        return head_name;
     if (head->bytes != embed->bytes || head->dtype != embed->dtype ||
         memcmp(head->data, embed->data, head->bytes) != 0)
         m->cfg.tie_embeddings = false;
     return embed_name;
 }
 
+/* How a family's files call what lies around the layers. */
+static const struct {
+    const char *prefix, *embed;
+    const char *head[2]; /* the second where files lack the first */
+} outer_names[] = {
+    [STACK_LLAMA] = {"model.", "embed_tokens.weight", {"lm_head.weight", "lm_head.weight"}},
+    [STACK_NEOX] = {"gpt_neox.", "embed_in.weight", {"embed_out.weight", "lm_head.weight"}},
+};
+
 static int list_build(struct list *l, struct model *m, struct err *err)
 {
+    enum stack_kind kind = m->cfg.stack.kind;
     char embed_name[MAX_TENSOR_NAME];
     const char *name = embed_name;
 
-    l->prefix = "model.";
-    if (m->files && !weights_dir_find(m->files, "model.embed_tokens.weight") &&
-        weights_dir_find(m->files, "embed_tokens.weight"))
-        l->prefix = "";
-    snprintf(embed_name, sizeof(embed_name), "%sembed_tokens.weight", l->prefix);
-    if (m->files)
-        name = settle_tie(m, embed_name);
-    l->n_alloc = 3 + m->cfg.n_layers * MAX_LAYER_ITEMS;
+    l->prefix = outer_names[kind].prefix;
+    l->head = outer_names[kind].head[0];
+    snprintf(embed_name, sizeof(embed_name), "%s%s", l->prefix, outer_names[kind].embed);
+    if (m->files) {
+        if (!weights_dir_find(m->files, embed_name) &&
+            weights_dir_find(m->files, outer_names[kind].embed)) {
+            l->prefix = "";
+            snprintf(embed_name, sizeof(embed_name), "%s", outer_names[kind].embed);
+        }
+        if (!weights_dir_find(m->files, l->head) &&
+            weights_dir_find(m->files, outer_names[kind].head[1]))
+            l->head = outer_names[kind].head[1];
+        name = settle_tie(m, embed_name, l->head);
+    }
+    l->n_alloc = 4 + m->cfg.stack.n_layers * MAX_LAYER_ITEMS;
     l->items = calloc(l->n_alloc, sizeof(*l->items));
     if (!l->items)
         return err_set(err, ERR_NO_ROOM, "list of %d weights: out of memory", l->n_alloc);
@@ -278,21 +349,44 @@ static int aligned_data(struct model *m, const struct safetensors_tensor *t, con
     return 0;
 }
 
+/* Which rows of a tensor go where: all q, all k, all v of rows that come head by head. */
+static int split_heads(struct weight_part *out, const struct weight_part *whole, int n_heads)
+{
+    int n_out = whole->n_out / (3 * n_heads);
+    size_t bytes = (size_t)n_out * whole->n_in * dtype_bytes(whole->dtype);
+
+    for (int i = 0; i < 3 * n_heads; i++) {
+        int which = i / n_heads, head = i % n_heads;
+
+        out[i] = *whole;
+        out[i].n_out = n_out;
+        out[i].host = (const char *)whole->host + (size_t)(3 * head + which) * bytes;
+    }
+    return 3 * n_heads;
+}
+
 static int item_load(struct model *m, struct item *it, enum dtype dtype, struct err *err)
 {
-    struct weight_part parts[MAX_PARTS];
-    int rc;
+    struct weight_part whole[MAX_PARTS], *parts = whole, *pieces = NULL;
+    int n_parts = it->n_parts, rc = 0;
 
-    for (int p = 0; p < it->n_parts; p++) {
+    for (int p = 0; p < it->n_parts && rc == 0; p++) {
         const struct safetensors_tensor *t = it->tensor[p];
 
         weights_dir_prefetch(m->files, t);
-        parts[p] = (struct weight_part){.dtype = t->dtype, .n_out = it->n_out[p], .n_in = it->n_in};
-        rc = aligned_data(m, t, &parts[p].host, err);
-        if (rc < 0)
-            return rc;
+        whole[p] = (struct weight_part){.dtype = t->dtype, .n_out = it->n_out[p], .n_in = it->n_in};
+        rc = aligned_data(m, t, &whole[p].host, err);
     }
-    rc = m->be->ops->weight_load(m->be, it->w, parts, it->n_parts, dtype, it->is_matrix, err);
+    if (rc == 0 && it->n_heads > 0) {
+        parts = pieces = calloc((size_t)it->n_heads * 3, sizeof(*pieces));
+        if (pieces)
+            n_parts = split_heads(pieces, whole, it->n_heads);
+        else
+            rc = err_set(err, ERR_NO_ROOM, "no memory for the parts of %d heads", it->n_heads);
+    }
+    if (rc == 0)
+        rc = m->be->ops->weight_load(m->be, it->w, parts, n_parts, dtype, it->is_matrix, err);
+    free(pieces);
     if (rc < 0)
         err_prefix(err, "tensor %s", it->name[0]);
     return rc;

@@ -195,7 +195,7 @@ static double kv_bytes_at(const struct engine *e, int n, int pos)
 static double weight_bytes_read(const struct engine *e)
 {
     const struct model_config *mc = &e->model_config;
-    double table = (double)mc->vocab_size * mc->dim * (double)dtype_bytes(e->env.shape.dtype);
+    double table = (double)mc->vocab_size * mc->stack.dim * (double)dtype_bytes(e->env.shape.dtype);
 
     return (double)e->info.weight_bytes - (mc->tie_embeddings ? 0 : table);
 }
@@ -383,8 +383,8 @@ static void print_row(const struct engine *e, const struct result *r, double pre
     char shape[128];
 
     snprintf(shape, sizeof(shape), "%s l%d d%d h%d/%dx%d v%d %s", info->model_type, info->n_layers,
-             e->model_config.dim, info->n_heads, info->n_kv_heads, info->head_dim, info->vocab_size,
-             info->dtype);
+             e->model_config.stack.dim, info->n_heads, info->n_kv_heads, info->head_dim,
+             info->vocab_size, info->dtype);
     printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f %7.2f %9lld\n",
            r->batch, r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6,
            r->read_bw, r->limit_ms, r->pct, r->gap_pct, 100 * r->density, (long long)r->pages);

@@ -10,31 +10,43 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VOCAB    1003
-#define N_LAYERS 3
-#define LENGTH   230
+#define VOCAB      1003
+#define N_LAYERS   3
+#define LENGTH     230
+#define N_VARIANTS 5
 
 static void make_config(struct model_config *c, int variant)
 {
     memset(c, 0, sizeof(*c));
     strcpy(c->model_type, "llama");
     c->vocab_size = VOCAB;
-    c->dim = 256;
-    c->n_layers = N_LAYERS;
-    c->n_heads = 8;
-    c->n_kv_heads = variant == 0 ? 8 : variant == 1 ? 2 : 1;
-    c->head_dim = variant == 2 ? 64 : 32;
-    c->ffn_dim = 696;
+    c->stack.dim = 256;
+    c->stack.n_layers = N_LAYERS;
+    c->stack.n_heads = 8;
+    c->stack.n_kv_heads = variant == 0 ? 8 : variant == 1 ? 2 : 1;
+    c->stack.head_dim = variant == 2 ? 64 : 32;
+    c->stack.ffn_dim = 696;
     c->max_seq_len = 512;
-    c->norm_eps = 1e-5f;
-    c->act = ACT_SILU;
-    c->rope.kind = ROPE_DEFAULT;
-    c->rope.theta = 10000;
-    c->rope.factor = 1;
-    c->rope.dim = c->head_dim;
-    c->qkv_bias = variant == 1;
-    c->qk_norm = variant == 2;
+    c->stack.norm_eps = 1e-5f;
+    c->stack.act = ACT_SILU;
+    c->stack.is_gated = true;
+    c->stack.rope.kind = ROPE_DEFAULT;
+    c->stack.rope.theta = 10000;
+    c->stack.rope.factor = 1;
+    c->stack.rope.dim = c->stack.head_dim;
+    c->stack.qkv_bias = variant == 1;
+    c->stack.qk_norm = variant == 2;
     c->tie_embeddings = variant == 2;
+    if (variant >= 3) { /* GPT-NeoX, with a parallel residual and without */
+        c->stack.kind = STACK_NEOX;
+        c->stack.norm = NORM_LAYER;
+        c->stack.act = variant == 3 ? ACT_GELU_ERF : ACT_GELU_TANH;
+        c->stack.is_gated = false;
+        c->stack.is_parallel = variant == 3;
+        c->stack.n_kv_heads = 8;
+        c->stack.qkv_bias = c->stack.o_bias = c->stack.ffn_bias = true;
+        c->stack.rope.dim = variant == 3 ? 8 : 32;
+    }
     for (int i = 0; i < N_LAYERS; i++)
         c->window[i] = KV_WINDOW_ALL;
 }
@@ -163,14 +175,14 @@ static void check_model(enum dtype dtype, int variant, double tolerance)
 
         geom[i] = (struct kv_geom){ring ? 64 : 0, ring ? 64 : KV_RING_DENSE, KV_MASK_BLOCK * ring};
     }
-    for (int i = 0; i < 2 * N_LAYERS * c.n_heads; i++) {
-        int kv_head = i / (c.n_heads / c.n_kv_heads);
+    for (int i = 0; i < 2 * N_LAYERS * c.stack.n_heads; i++) {
+        int kv_head = i / (c.stack.n_heads / c.stack.n_kv_heads);
 
         window[i] = kv_head % 3 == 1 ? 64 : KV_WINDOW_ALL;
     }
     r.kv = pair_kv_new(&r.p,
-                       &(struct pair_kv_shape){2, N_LAYERS, c.n_heads, c.n_kv_heads, c.head_dim, 64,
-                                               geom, window, len, max_len},
+                       &(struct pair_kv_shape){2, N_LAYERS, c.stack.n_heads, c.stack.n_kv_heads,
+                                               c.stack.head_dim, 64, geom, window, len, max_len},
                        9);
     step(&r, 150, 0, 37, 0, false);
     step(&r, 1, 150, 1, 37, true);
@@ -206,6 +218,6 @@ TEST_SUITE(cuda_model)
 {
     TCase *tc = test_case(suite, "core");
 
-    tcase_add_loop_test(tc, model__is_the_cpus_in_f32, 0, 3);
-    tcase_add_loop_test(tc, model__is_near_the_cpus_in_16_bits, 0, 3);
+    tcase_add_loop_test(tc, model__is_the_cpus_in_f32, 0, N_VARIANTS);
+    tcase_add_loop_test(tc, model__is_near_the_cpus_in_16_bits, 0, N_VARIANTS);
 }

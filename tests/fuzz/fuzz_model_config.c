@@ -49,26 +49,26 @@ static void check_config(const struct model_config *c)
     static float freq[512];
     static const int lens[] = {1, 100, 1 << 28};
 
-    CHECK(c->dim >= 1);
+    CHECK(c->stack.dim >= 1);
     CHECK(c->vocab_size >= 1);
     CHECK(c->max_seq_len >= 1);
-    CHECK(c->n_layers >= 1);
-    CHECK(c->n_layers <= MODEL_MAX_LAYERS);
-    CHECK(c->n_heads % c->n_kv_heads == 0);
-    CHECK(c->head_dim >= 2);
-    CHECK(c->head_dim <= 256);
+    CHECK(c->stack.n_layers >= 1);
+    CHECK(c->stack.n_layers <= MODEL_MAX_LAYERS);
+    CHECK(c->stack.n_heads % c->stack.n_kv_heads == 0);
+    CHECK(c->stack.head_dim >= 2);
+    CHECK(c->stack.head_dim <= 256);
     CHECK(c->n_eos <= MODEL_MAX_EOS);
     CHECK(c->bos_id < c->vocab_size);
     for (int i = 0; i < c->n_eos; i++)
         CHECK(c->eos_ids[i] < c->vocab_size);
-    for (int i = 0; i < c->n_layers; i++)
+    for (int i = 0; i < c->stack.n_layers; i++)
         CHECK(c->window[i] >= 1);
     CHECK(model_config_params(c) > 0);
     CHECK(model_config_weight_bytes(c, DTYPE_F32) > 0);
-    CHECK(model_config_max_dim(c) >= c->dim);
+    CHECK(model_config_max_dim(c) >= c->stack.dim);
     for (int i = 0; i < 3; i++)
-        rope_inv_freq(freq, &c->rope, lens[i]);
-    CHECK(!isnan(rope_scale(&c->rope)));
+        rope_inv_freq(freq, &c->stack.rope, lens[i]);
+    CHECK(!isnan(rope_scale(&c->stack.rope)));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

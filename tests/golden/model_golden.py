@@ -49,6 +49,13 @@ MINISTRAL = {**MISTRAL, "architectures": ["MinistralForCausalLM"], "model_type":
              "head_dim": 24}
 QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
          "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+NEOX = dict(
+    architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", vocab_size=128, hidden_size=32,
+    intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, hidden_act="gelu",
+    max_position_embeddings=512, layer_norm_eps=1e-5, rotary_pct=0.25, rotary_emb_base=10000,
+    use_parallel_residual=True, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    torch_dtype="float16",
+)
 QWEN3 = {**QWEN2, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
 
 
@@ -140,6 +147,20 @@ VARIANTS = {
     "qwen3-bias-window": ({**QWEN3, "num_hidden_layers": 3, "attention_bias": True,
                            "use_sliding_window": True, "sliding_window": 12, "layer_types":
                            ["sliding_attention", "full_attention", "sliding_attention"]}, 50, {}),
+    "neox-pythia": (NEOX, 70, {}),
+    "neox-sequential": ({**without(NEOX, "torch_dtype"), "dtype": "bfloat16",
+                         "use_parallel_residual": False, "rotary_pct": 1.0,
+                         "hidden_act": "gelu_new"}, 40, {}),
+    "neox-odd-tied": ({**without(NEOX, "rotary_pct", "rotary_emb_base"), "vocab_size": 131,
+                       "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 72,
+                       "tie_word_embeddings": True, "hidden_act": "gelu_fast", "rope_parameters":
+                       {"rope_type": "default", "rope_theta": 50000.0,
+                        "partial_rotary_factor": 0.5}}, 31, {"gain": 2.0}),
+    "neox-no-bias-linear": ({**NEOX, "attention_bias": False,
+                             "rope_scaling": {"type": "linear", "factor": 2.0},
+                             "layer_norm_eps": 1e-3}, 33, {}),
+    "neox-bare-buffers": ({**NEOX, "rotary_pct": 0.5, "tie_word_embeddings": True}, 20,
+                          {"neox_bare": True, "gain": 3.0}),
     "qwen3-dynamic": ({**QWEN3, "max_position_embeddings": 64, "rope_scaling":
                        {"rope_type": "dynamic", "factor": 4.0}}, 30, {}),
 }
@@ -179,7 +200,7 @@ def write_json(path, value):
         f.write("\n")
 
 
-def draw_weights(model, generator):
+def draw_weights(model, generator, gain=1.2):
     """Unit-variance signals through every product, logits of about 3."""
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -188,18 +209,25 @@ def draw_weights(model, generator):
                 p.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 p.copy_(0.3 * noise)
-            elif name in ("lm_head.weight", "model.embed_tokens.weight"):
+            elif name in ("lm_head.weight", "model.embed_tokens.weight", "gpt_neox.embed_in.weight"):
                 p.copy_(3.0 / math.sqrt(p.shape[1]) * noise)
             else:
-                p.copy_(1.2 / math.sqrt(p.shape[1]) * noise)
+                p.copy_(gain / math.sqrt(p.shape[1]) * noise)
 
 
 def edit_files(folder, options, generator):
     """What save_pretrained does not write and directories in the wild have."""
     path = os.path.join(folder, "model.safetensors")
-    if not {"untie", "head_only", "bare", "odd"} & set(options):
+    if not {"untie", "head_only", "bare", "odd", "neox_bare"} & set(options):
         return
     tensors = safetensors.torch.load_file(path)
+    if options.get("neox_bare"):
+        tensors = {k.removeprefix("gpt_neox."): v for k, v in tensors.items()}
+        for i in range(2):
+            tensors[f"layers.{i}.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+            tensors[f"layers.{i}.attention.masked_bias"] = torch.tensor(-1e9)
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+        return
     embed = tensors["model.embed_tokens.weight"]
     if options.get("untie"):
         noise = torch.randn(embed.shape, generator=generator) * 3.0 / math.sqrt(embed.shape[1])
@@ -252,7 +280,7 @@ def make(name, seed):
     generator = torch.Generator().manual_seed(seed)
     hf = transformers.AutoConfig.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_config(hf)
-    draw_weights(model, generator)
+    draw_weights(model, generator, options.get("gain", 1.2))
     dtype = config.get("torch_dtype", config.get("dtype"))
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=options.get("shard", "1GB"))

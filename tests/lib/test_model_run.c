@@ -63,13 +63,13 @@ static void fill_tables(const struct test_model *t, int32_t *table, int32_t *bas
         table[j] = swap;
     }
     for (int slot = 0; slot < t->params.n_slots; slot++) {
-        for (int layer = 0; layer < c->n_layers; layer++) {
-            for (int h = 0; h < c->n_kv_heads; h++, head++) {
+        for (int layer = 0; layer < c->stack.n_layers; layer++) {
+            for (int h = 0; h < c->stack.n_kv_heads; h++, head++) {
                 base[head] = at;
                 geom[head] = geom_of(t, layer);
                 at += pages_of(t, layer);
             }
-            for (int h = 0; h < c->n_heads; h++)
+            for (int h = 0; h < c->stack.n_heads; h++)
                 window[query++] = c->window[layer];
         }
     }
@@ -78,8 +78,8 @@ static void fill_tables(const struct test_model *t, int32_t *table, int32_t *bas
 static int open_kv(struct test_model *t, struct err *err)
 {
     const struct model_config *c = &t->cfg;
-    size_t n_heads = (size_t)t->params.n_slots * c->n_layers * c->n_kv_heads, bytes;
-    size_t n_query = (size_t)t->params.n_slots * c->n_layers * c->n_heads;
+    size_t n_heads = (size_t)t->params.n_slots * c->stack.n_layers * c->stack.n_kv_heads, bytes;
+    size_t n_query = (size_t)t->params.n_slots * c->stack.n_layers * c->stack.n_heads;
     int n_pages = 0, rc;
     int32_t *table, *base, *window;
     struct kv_geom *geom;
@@ -87,15 +87,15 @@ static int open_kv(struct test_model *t, struct err *err)
 
     t->kv = (struct kv_view){
         .page_entries = PAGE_ENTRIES,
-        .head_dim = c->head_dim,
-        .n_layers = c->n_layers,
-        .n_heads = c->n_heads,
-        .n_kv_heads = c->n_kv_heads,
+        .head_dim = c->stack.head_dim,
+        .n_layers = c->stack.n_layers,
+        .n_heads = c->stack.n_heads,
+        .n_kv_heads = c->stack.n_kv_heads,
         .dtype = t->be->act_dtype,
-        .page_bytes = (size_t)2 * PAGE_ENTRIES * c->head_dim * dtype_bytes(t->be->act_dtype),
+        .page_bytes = (size_t)2 * PAGE_ENTRIES * c->stack.head_dim * dtype_bytes(t->be->act_dtype),
     };
-    for (int layer = 0; layer < c->n_layers; layer++)
-        n_pages += t->params.n_slots * c->n_kv_heads * pages_of(t, layer);
+    for (int layer = 0; layer < c->stack.n_layers; layer++)
+        n_pages += t->params.n_slots * c->stack.n_kv_heads * pages_of(t, layer);
     bytes = n_pages * t->kv.page_bytes;
     fill = malloc(bytes);
     table = calloc(n_pages, sizeof(*table));

@@ -98,13 +98,11 @@ struct opened {
     struct grad_pass *pass;
 };
 
-static void open_model(struct opened *o, const char *dir, int max_rows, size_t max_bytes,
-                       int n_threads)
+static void open_model_alone(struct opened *o, const char *dir, int max_rows, int n_threads)
 {
     struct err err = {0};
     struct model_params params = {
         .dir = dir, .dtype = DTYPE_F32, .max_rows = max_rows, .max_logits = 1};
-    struct grad_pass_params pass = {.max_rows = max_rows, .max_bytes = max_bytes};
     struct backend_params be = {.device = "cpu",
                                 .dtype = DTYPE_F32,
                                 .n_threads = n_threads,
@@ -112,12 +110,22 @@ static void open_model(struct opened *o, const char *dir, int max_rows, size_t m
                                 .max_logits = 64,
                                 .max_positions = max_rows};
 
+    memset(o, 0, sizeof(*o));
     o->cfg = calloc(1, sizeof(*o->cfg));
     ck_assert_msg(model_config_load(o->cfg, dir, &err) == 0, "%s", err.msg);
     be.max_dim = model_config_max_dim(o->cfg);
     be.max_vocab = o->cfg->vocab_size;
     ck_assert_msg(backend_open(&o->be, &be, &err) == 0, "%s", err.msg);
     ck_assert_msg(model_open(&o->model, o->cfg, o->be, &params, &err) == 0, "%s", err.msg);
+}
+
+static void open_model(struct opened *o, const char *dir, int max_rows, size_t max_bytes,
+                       int n_threads)
+{
+    struct grad_pass_params pass = {.max_rows = max_rows, .max_bytes = max_bytes};
+    struct err err = {0};
+
+    open_model_alone(o, dir, max_rows, n_threads);
     ck_assert_msg(grad_pass_open(&o->pass, o->model, o->be, &pass, &err) == 0, "%s", err.msg);
 }
 
@@ -158,9 +166,9 @@ static void against_autograd(const char *name, int stride, int n_threads, double
         ck_assert_msg(grad_pass_open(&o.pass, o.model, o.be, &pass, &err) == 0, "%s", err.msg);
         ck_assert_int_eq(grad_pass_stride(o.pass), stride);
     }
-    g.dim = o.cfg->dim;
+    g.dim = o.cfg->stack.dim;
     n_blocks = (g.n_rows + GRAD_BLOCK - 1) / GRAD_BLOCK;
-    n = (size_t)o.cfg->n_layers * (size_t)o.cfg->n_heads * (size_t)n_blocks;
+    n = (size_t)o.cfg->stack.n_layers * (size_t)o.cfg->stack.n_heads * (size_t)n_blocks;
     if (json_is_true(json_object_get(g.root, "log_odds")))
         args.kind = GRAD_LOSS_LOG_ODDS;
     args.tokens = tokens;
@@ -170,8 +178,8 @@ static void against_autograd(const char *name, int stride, int n_threads, double
     args.sink = calloc(n, sizeof(double));
     ck_assert_msg(grad_pass_run(o.pass, &args, &err) == 0, "%s", err.msg);
     ck_assert_double_eq_tol(args.loss, json_number_value(json_object_get(g.root, "loss")), 1e-4);
-    check_influence(&g, "band", args.band, o.cfg->n_layers, o.cfg->n_heads, n_blocks);
-    check_influence(&g, "sink", args.sink, o.cfg->n_layers, o.cfg->n_heads, n_blocks);
+    check_influence(&g, "band", args.band, o.cfg->stack.n_layers, o.cfg->stack.n_heads, n_blocks);
+    check_influence(&g, "sink", args.sink, o.cfg->stack.n_layers, o.cfg->stack.n_heads, n_blocks);
     *worst = fmax(*worst, g.worst);
     free(args.band);
     free(args.sink);
@@ -230,6 +238,21 @@ START_TEST(grad_pass__says_what_fits)
     ck_assert_int_eq(grad_pass_open(&pass, o.model, o.be, &params, &err), ERR_NO_ROOM);
     ck_assert_ptr_nonnull(strstr(err.msg, "profiling 512 tokens takes"));
     ck_assert_ptr_nonnull(strstr(err.msg, "256 tokens would fit"));
+    close_model(&o);
+}
+END_TEST
+
+/* Layers that no backward pass is built for are refused by name. */
+START_TEST(grad_pass__refuses_other_layers)
+{
+    struct opened o;
+    struct err err = {0};
+    struct grad_pass *pass = NULL;
+    struct grad_pass_params params = {.max_rows = 64};
+
+    open_model_alone(&o, test_path("tests/golden/models/neox-pythia"), 64, 1);
+    ck_assert_int_eq(grad_pass_open(&pass, o.model, o.be, &params, &err), ERR_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(err.msg, "gpt_neox"));
     close_model(&o);
 }
 END_TEST
@@ -429,6 +452,7 @@ TEST_SUITE(grad)
     tcase_add_test(tc, grad__equals_autograd_on_each_instruction_set);
     tcase_add_test(tc, grad__equals_autograd_with_layers_recomputed);
     tcase_add_test(tc, grad_pass__says_what_fits);
+    tcase_add_test(tc, grad_pass__refuses_other_layers);
     tcase_add_test(tc, grad_attn__influence_is_explicit_removal);
     tcase_add_test(tc, grad_attn__stays_finite_when_one_key_takes_all);
 }

@@ -32,27 +32,28 @@ struct grad_pass {
 
 static size_t row_floats(const struct model_config *c)
 {
-    size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    size_t q = (size_t)c->stack.n_heads * c->stack.head_dim,
+           kv = (size_t)c->stack.n_kv_heads * c->stack.head_dim;
 
     /* The model's x, q, k, v, a; dx, da, dq, dk, dv; and one dk and dv a query head. */
-    return 2 * (size_t)c->dim + 4 * q + 4 * kv + 2 * q;
+    return 2 * (size_t)c->stack.dim + 4 * q + 4 * kv + 2 * q;
 }
 
 static struct grad_params grad_params_of(const struct model_config *c, int n_rows)
 {
     return (struct grad_params){.max_rows = n_rows,
                                 .max_dim = model_config_max_dim(c),
-                                .n_heads = c->n_heads,
-                                .head_dim = c->head_dim};
+                                .n_heads = c->stack.n_heads,
+                                .head_dim = c->stack.head_dim};
 }
 
 size_t grad_pass_bytes(const struct model_config *c, const struct backend *be, int n_rows,
                        int stride)
 {
     struct grad_params grad = grad_params_of(c, n_rows);
-    size_t kept = (size_t)((c->n_layers + stride - 1) / stride + stride - 1);
+    size_t kept = (size_t)((c->stack.n_layers + stride - 1) / stride + stride - 1);
 
-    return sizeof(float) * (size_t)n_rows * (row_floats(c) + kept * (size_t)c->dim) +
+    return sizeof(float) * (size_t)n_rows * (row_floats(c) + kept * (size_t)c->stack.dim) +
            cpu_grad_bytes(be, &grad);
 }
 
@@ -60,7 +61,7 @@ size_t grad_pass_bytes(const struct model_config *c, const struct backend *be, i
 static int pick_stride(const struct model_config *c, const struct backend *be, int n_rows,
                        size_t room, int from)
 {
-    for (int s = from; s <= c->n_layers; s++) {
+    for (int s = from; s <= c->stack.n_layers; s++) {
         if (grad_pass_bytes(c, be, n_rows, s) <= room)
             return s;
     }
@@ -73,7 +74,7 @@ static int no_room(const struct model_config *c, const struct backend *be, int n
     int lo = 0, hi = n_rows;
     size_t least = SIZE_MAX;
 
-    for (int s = 1; s <= c->n_layers; s++) {
+    for (int s = 1; s <= c->stack.n_layers; s++) {
         size_t bytes = grad_pass_bytes(c, be, n_rows, s);
 
         least = bytes < least ? bytes : least;
@@ -101,9 +102,10 @@ static int device(struct grad_pass *p, void **out, size_t bytes, struct err *err
 static int open_buffers(struct grad_pass *p, struct err *err)
 {
     const struct model_config *c = model_get_config(p->m);
-    size_t x = sizeof(float) * (size_t)p->max_rows * (size_t)c->dim;
-    size_t q = sizeof(float) * (size_t)p->max_rows * (size_t)c->n_heads * (size_t)c->head_dim;
-    size_t kv = q / (size_t)c->n_heads * (size_t)c->n_kv_heads;
+    size_t x = sizeof(float) * (size_t)p->max_rows * (size_t)c->stack.dim;
+    size_t q =
+        sizeof(float) * (size_t)p->max_rows * (size_t)c->stack.n_heads * (size_t)c->stack.head_dim;
+    size_t kv = q / (size_t)c->stack.n_heads * (size_t)c->stack.n_kv_heads;
     int rc = 0;
 
     p->kept = calloc((size_t)p->n_kept, sizeof(*p->kept));
@@ -153,7 +155,7 @@ static int open_step(struct grad_pass *p, struct err *err)
 static int open_view(struct grad_pass *p, struct err *err)
 {
     const struct model_config *c = model_get_config(p->m);
-    int n_kv = c->n_layers * c->n_kv_heads, n_q = c->n_layers * c->n_heads;
+    int n_kv = c->stack.n_layers * c->stack.n_kv_heads, n_q = c->stack.n_layers * c->stack.n_heads;
     struct kv_geom *geom = calloc((size_t)n_kv, sizeof(*geom));
     int32_t *window = calloc((size_t)n_q, sizeof(*window));
     int32_t *base = calloc((size_t)n_kv, sizeof(*base));
@@ -164,14 +166,14 @@ static int open_view(struct grad_pass *p, struct err *err)
         goto out;
     }
     for (int i = 0; i < n_kv; i++) {
-        int w = c->window[i / c->n_kv_heads];
+        int w = c->window[i / c->stack.n_kv_heads];
 
         geom[i] = (struct kv_geom){.ring = w < KV_WINDOW_ALL ? (w + KV_TILE - 1) / KV_TILE * KV_TILE
                                                              : KV_RING_DENSE,
                                    .mask = KV_MASK_TOKEN};
     }
     for (int i = 0; i < n_q; i++)
-        window[i] = c->window[i / c->n_heads];
+        window[i] = c->window[i / c->stack.n_heads];
     rc = device(p, (void **)&p->geom, sizeof(*geom) * (size_t)n_kv, err);
     if (rc == 0)
         rc = device(p, (void **)&p->window, sizeof(*window) * (size_t)n_q, err);
@@ -189,10 +191,10 @@ static int open_view(struct grad_pass *p, struct err *err)
         rc = p->be->ops->upload(p->be, p->page_table, base, sizeof(int32_t), err);
     p->kv = (struct kv_view){.pages = p->page_table,
                              .page_entries = KV_TILE,
-                             .head_dim = c->head_dim,
-                             .n_layers = c->n_layers,
-                             .n_heads = c->n_heads,
-                             .n_kv_heads = c->n_kv_heads,
+                             .head_dim = c->stack.head_dim,
+                             .n_layers = c->stack.n_layers,
+                             .n_heads = c->stack.n_heads,
+                             .n_kv_heads = c->stack.n_kv_heads,
                              .dtype = p->be->act_dtype,
                              .page_table = p->page_table,
                              .head_base = p->head_base,
@@ -216,6 +218,10 @@ int grad_pass_open(struct grad_pass **out, struct model *m, struct backend *be,
     struct grad_pass *p;
     int rc, stride = params->stride > 1 ? params->stride : 1;
 
+    if (c->stack.kind != STACK_LLAMA)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "the plan search goes back through Llama's layers only; %s has others",
+                       c->model_type);
     if (room > 0)
         stride = pick_stride(c, be, params->max_rows, room, stride);
     if (stride == 0)
@@ -227,7 +233,7 @@ int grad_pass_open(struct grad_pass **out, struct model *m, struct backend *be,
     p->be = be;
     p->max_rows = params->max_rows;
     p->stride = stride;
-    p->n_kept = (c->n_layers + stride - 1) / stride;
+    p->n_kept = (c->stack.n_layers + stride - 1) / stride;
     rc = cpu_grad_open(&p->grad, be, &grad, err);
     if (rc == 0)
         rc = open_buffers(p, err);
@@ -286,9 +292,9 @@ double grad_pass_flops(const struct grad_pass *p)
 static int attention_forward(struct grad_pass *p, int layer, struct err *err)
 {
     const struct backend_ops *ops = p->be->ops;
-    struct attn_in_args in = llama_attn_in(p->m, layer, &p->batch, &p->kv);
-    struct attn_args attn = llama_attn(p->m, layer, &p->batch, &p->kv);
-    struct attn_out_args out = llama_attn_out(p->m, layer, &p->batch);
+    struct attn_in_args in = stack_attn_in(&p->m->stack, layer, &p->batch, &p->kv);
+    struct attn_args attn = stack_attn(&p->m->stack, layer, &p->batch, &p->kv);
+    struct attn_out_args out = stack_attn_out(&p->m->stack, layer, &p->batch);
     int rc = ops->attn_in(p->be, &in, err);
 
     out.next_norm.gain = NULL; /* x may be replaced before its next op */
@@ -301,7 +307,7 @@ static int attention_forward(struct grad_pass *p, int layer, struct err *err)
 
 static int layer_forward(struct grad_pass *p, int layer, struct err *err)
 {
-    struct ffn_args ffn = llama_ffn(p->m, layer, &p->batch);
+    struct ffn_args ffn = stack_ffn(&p->m->stack, layer, &p->batch);
     int rc = attention_forward(p, layer, err);
 
     ffn.next_norm.gain = NULL;
@@ -311,19 +317,20 @@ static int layer_forward(struct grad_pass *p, int layer, struct err *err)
 /* Copies between the model's x and a buffer. */
 static int copy_x(struct grad_pass *p, void *dst, const void *src, struct err *err)
 {
-    size_t bytes = sizeof(float) * (size_t)p->batch.n_rows * (size_t)model_get_config(p->m)->dim;
+    size_t bytes =
+        sizeof(float) * (size_t)p->batch.n_rows * (size_t)model_get_config(p->m)->stack.dim;
 
     return p->grad->ops->copy(p->grad, dst, src, bytes, err);
 }
 
 static int forward(struct grad_pass *p, struct err *err)
 {
-    struct embed_args embed = {.batch = &p->batch, .table = &p->m->embed, .x = p->m->x};
+    struct embed_args embed = {.batch = &p->batch, .table = &p->m->embed, .x = p->m->stack.x};
     int rc = p->be->ops->embed(p->be, &embed, err);
 
-    for (int layer = 0; layer < p->m->cfg.n_layers && rc == 0; layer++) {
+    for (int layer = 0; layer < p->m->cfg.stack.n_layers && rc == 0; layer++) {
         if (layer % p->stride == 0)
-            rc = copy_x(p, p->kept[layer / p->stride], p->m->x, err);
+            rc = copy_x(p, p->kept[layer / p->stride], p->m->stack.x, err);
         if (rc == 0)
             rc = layer_forward(p, layer, err);
     }
@@ -335,22 +342,22 @@ static int loss_back(struct grad_pass *p, struct grad_pass_args *args, struct er
 {
     const struct model_config *c = &p->m->cfg;
     double sum = 0;
-    struct grad_logits_args logits = {
-        .dim = c->dim,
-        .vocab_size = c->vocab_size,
-        .n_targets = args->n_targets,
-        .row = args->row,
-        .target = args->target,
-        .loss = args->kind,
-        .scale = args->n_targets ? 1.0f / (float)args->n_targets : 0.0f,
-        .norm = {.kind = NORM_RMS, .gain = &p->m->norm, .eps = c->norm_eps},
-        .head = c->tie_embeddings ? &p->m->embed : &p->m->head,
-        .x = p->m->x,
-        .dx = p->dx,
-        .loss_sum = &sum,
-        .row_loss = args->row_loss};
+    struct grad_logits_args logits = {.dim = c->stack.dim,
+                                      .vocab_size = c->vocab_size,
+                                      .n_targets = args->n_targets,
+                                      .row = args->row,
+                                      .target = args->target,
+                                      .loss = args->kind,
+                                      .scale =
+                                          args->n_targets ? 1.0f / (float)args->n_targets : 0.0f,
+                                      .norm = stack_norm(&p->m->stack),
+                                      .head = c->tie_embeddings ? &p->m->embed : &p->m->head,
+                                      .x = p->m->stack.x,
+                                      .dx = p->dx,
+                                      .loss_sum = &sum,
+                                      .row_loss = args->row_loss};
     int rc = p->grad->ops->zero(p->grad, p->dx,
-                                sizeof(float) * (size_t)args->n_rows * (size_t)c->dim, err);
+                                sizeof(float) * (size_t)args->n_rows * (size_t)c->stack.dim, err);
 
     if (rc == 0)
         rc = p->grad->ops->logits(p->grad, &logits, err);
@@ -364,32 +371,32 @@ static int layer_back(struct grad_pass *p, int layer, const void *x, struct grad
 {
     const struct model_config *c = &p->m->cfg;
     const struct grad_ops *ops = p->grad->ops;
-    struct ffn_args ffn = llama_ffn(p->m, layer, &p->batch);
-    struct attn_in_args in = llama_attn_in(p->m, layer, &p->batch, &p->kv);
-    struct attn_args attn = llama_attn(p->m, layer, &p->batch, &p->kv);
+    struct ffn_args ffn = stack_ffn(&p->m->stack, layer, &p->batch);
+    struct attn_in_args in = stack_attn_in(&p->m->stack, layer, &p->batch, &p->kv);
+    struct attn_args attn = stack_attn(&p->m->stack, layer, &p->batch, &p->kv);
     int n = args->n_rows, n_blocks = (n + GRAD_BLOCK - 1) / GRAD_BLOCK;
-    int64_t at = (int64_t)layer * c->n_heads * n_blocks;
+    int64_t at = (int64_t)layer * c->stack.n_heads * n_blocks;
     struct grad_ffn_args ffn_back = {.n_rows = n,
-                                     .dim = c->dim,
-                                     .ffn_dim = c->ffn_dim,
+                                     .dim = c->stack.dim,
+                                     .ffn_dim = c->stack.ffn_dim,
                                      .norm = ffn.norm,
                                      .act = ffn.act,
                                      .gated = ffn.gated,
                                      .w_in = ffn.w_in,
                                      .b_in = ffn.b_in,
                                      .w_down = ffn.w_down,
-                                     .x = p->m->x,
+                                     .x = p->m->stack.x,
                                      .dx = p->dx};
     struct grad_attn_out_args out_back = {.n_rows = n,
-                                          .dim = c->dim,
-                                          .n_in = c->n_heads * c->head_dim,
-                                          .wo = &p->m->layers[layer].wo,
+                                          .dim = c->stack.dim,
+                                          .n_in = c->stack.n_heads * c->stack.head_dim,
+                                          .wo = &p->m->stack.layers[layer].wo,
                                           .dx = p->dx,
                                           .da = p->da};
     struct grad_attn_args attn_back = {.n_rows = n,
-                                       .n_heads = c->n_heads,
-                                       .n_kv_heads = c->n_kv_heads,
-                                       .head_dim = c->head_dim,
+                                       .n_heads = c->stack.n_heads,
+                                       .n_kv_heads = c->stack.n_kv_heads,
+                                       .head_dim = c->stack.head_dim,
                                        .scale = attn.scale,
                                        .sum = args->sum,
                                        .window = c->window[layer],
@@ -404,10 +411,10 @@ static int layer_back(struct grad_pass *p, int layer, const void *x, struct grad
                                        .band = args->band + at,
                                        .sink = args->sink + at};
     struct grad_attn_in_args in_back = {.n_rows = n,
-                                        .dim = c->dim,
-                                        .n_heads = c->n_heads,
-                                        .n_kv_heads = c->n_kv_heads,
-                                        .head_dim = c->head_dim,
+                                        .dim = c->stack.dim,
+                                        .n_heads = c->stack.n_heads,
+                                        .n_kv_heads = c->stack.n_kv_heads,
+                                        .head_dim = c->stack.head_dim,
                                         .norm = in.norm,
                                         .wqkv = in.wqkv,
                                         .bqkv = in.bqkv,
@@ -423,7 +430,7 @@ static int layer_back(struct grad_pass *p, int layer, const void *x, struct grad
                                         .dk = p->dk,
                                         .dv = p->dv,
                                         .dx = p->dx};
-    int rc = copy_x(p, p->m->x, x, err);
+    int rc = copy_x(p, p->m->stack.x, x, err);
 
     if (rc == 0)
         rc = attention_forward(p, layer, err);
@@ -441,7 +448,7 @@ static int layer_back(struct grad_pass *p, int layer, const void *x, struct grad
 static int tell_layer(struct grad_pass *p, int layer, const struct grad_pass_args *args,
                       struct err *err)
 {
-    size_t bytes = sizeof(float) * (size_t)args->n_rows * (size_t)p->m->cfg.dim;
+    size_t bytes = sizeof(float) * (size_t)args->n_rows * (size_t)p->m->cfg.stack.dim;
     float *host = malloc(bytes);
     int rc;
 
@@ -461,18 +468,18 @@ static int stretch_inputs(struct grad_pass *p, int first, int last, struct err *
 
     p->between[0] = p->kept[first / p->stride];
     if (last > first)
-        rc = copy_x(p, p->m->x, p->between[0], err);
+        rc = copy_x(p, p->m->stack.x, p->between[0], err);
     for (int layer = first; layer < last && rc == 0; layer++) {
         rc = layer_forward(p, layer, err);
         if (rc == 0)
-            rc = copy_x(p, p->between[layer + 1 - first], p->m->x, err);
+            rc = copy_x(p, p->between[layer + 1 - first], p->m->stack.x, err);
     }
     return rc;
 }
 
 static int backward(struct grad_pass *p, struct grad_pass_args *args, struct err *err)
 {
-    int n_layers = p->m->cfg.n_layers;
+    int n_layers = p->m->cfg.stack.n_layers;
     int rc = loss_back(p, args, err);
 
     for (int i = p->n_kept - 1; i >= 0 && rc == 0; i--) {
@@ -509,7 +516,7 @@ int grad_pass_run(struct grad_pass *p, struct grad_pass_args *args, struct err *
     if (rc == 0 && model_wants_rope_len(p->m)) {
         for (int i = 0; i < n; i++)
             p->host_rows[i] = n;
-        rc = llama_upload_rope(p->m, n, p->host_rows, err);
+        rc = stack_upload_rope(&p->m->stack, n, p->host_rows, err);
     }
     if (rc == 0)
         rc = ops->step_begin(p->be, &p->batch, err);

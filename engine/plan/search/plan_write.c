@@ -10,7 +10,7 @@
 void plan_write_rules(struct kv_rule *out, const struct search_options *o,
                       const struct search_input *in, const int *rule)
 {
-    int n_heads = o->model->n_heads, group = n_heads / in->units_per_layer;
+    int n_heads = o->model->stack.n_heads, group = n_heads / in->units_per_layer;
 
     for (int layer = 0; layer < in->n_layers; layer++)
         for (int h = 0; h < n_heads; h++)
@@ -20,9 +20,9 @@ void plan_write_rules(struct kv_rule *out, const struct search_options *o,
 static void add_table(struct strbuf *out, const struct search_options *o,
                       const struct kv_rule *rules, bool beta)
 {
-    int n_heads = o->model->n_heads;
+    int n_heads = o->model->stack.n_heads;
 
-    for (int layer = 0; layer < o->model->n_layers; layer++) {
+    for (int layer = 0; layer < o->model->stack.n_layers; layer++) {
         strbuf_addstr(out, layer ? ",\n  [" : "\n  [");
         for (int h = 0; h < n_heads; h++) {
             const struct kv_rule *r = &rules[layer * n_heads + h];
@@ -38,7 +38,8 @@ void plan_write(struct strbuf *out, const struct search_options *o, const struct
 {
     const struct model_config *m = o->model;
     struct kv_shape shape = search_shape(o);
-    struct kv_rule *rules = calloc((size_t)m->n_layers * (size_t)m->n_heads, sizeof(*rules));
+    struct kv_rule *rules =
+        calloc((size_t)m->stack.n_layers * (size_t)m->stack.n_heads, sizeof(*rules));
 
     if (!rules) {
         out->failed = true;
@@ -53,7 +54,8 @@ void plan_write(struct strbuf *out, const struct search_options *o, const struct
                 "],\n \"spand\": {\"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, "
                 "\"head_dim\": %d, \"sink\": %d, \"block\": %d,\n  \"span\": \"%s\", "
                 "\"density\": {",
-                m->n_layers, m->n_heads, m->n_kv_heads, m->head_dim, KV_ELASTIC_SINK, KV_TILE,
+                m->stack.n_layers, m->stack.n_heads, m->stack.n_kv_heads, m->stack.head_dim,
+                KV_ELASTIC_SINK, KV_TILE,
                 in->convention == KV_SPAN_INCLUDES_SINK ? "includes_sink" : "excludes_sink");
     for (int c = 0; c < in->caps.n; c++) {
         int n = in->caps.length[c];

@@ -178,10 +178,11 @@ static void add_up(const struct runner *r, struct profile_length *at, const doub
                    const double *sink, int n_blocks)
 {
     const struct model_config *m = r->o->model;
-    int group = m->n_heads / r->out->units_per_layer;
+    int group = m->stack.n_heads / r->out->units_per_layer;
 
-    for (int64_t h = 0; h < (int64_t)m->n_layers * m->n_heads; h++) {
-        int64_t unit = h / m->n_heads * r->out->units_per_layer + h % m->n_heads / group;
+    for (int64_t h = 0; h < (int64_t)m->stack.n_layers * m->stack.n_heads; h++) {
+        int64_t unit =
+            h / m->stack.n_heads * r->out->units_per_layer + h % m->stack.n_heads / group;
 
         for (int b = 0; b < n_blocks; b++) {
             at->band[unit * at->n_blocks + b] += fabs(band[h * n_blocks + b]);
@@ -197,7 +198,7 @@ static int run_item(struct runner *r, struct profile_length *at,
     int n = item->n_prompt + item->n_answer;
     int n_blocks = (n - 1 + GRAD_BLOCK - 1) / GRAD_BLOCK;
     int first = calibration_first_target(item, r->o->whole_context_loss);
-    size_t n_sums = (size_t)m->n_layers * (size_t)m->n_heads * (size_t)n_blocks;
+    size_t n_sums = (size_t)m->stack.n_layers * (size_t)m->stack.n_heads * (size_t)n_blocks;
     int32_t *row = calloc((size_t)n, sizeof(*row));
     struct grad_pass_args args = {.tokens = item->ids,
                                   .n_rows = n - 1, /* nothing follows the last token */
@@ -291,8 +292,8 @@ int profile_get(struct profile *out, const struct search_options *o, const struc
 
     memset(out, 0, sizeof(*out));
     out->n_lengths = o->n_lengths;
-    out->n_layers = o->model->n_layers;
-    out->units_per_layer = o->per_query_head ? o->model->n_heads : o->model->n_kv_heads;
+    out->n_layers = o->model->stack.n_layers;
+    out->units_per_layer = o->per_query_head ? o->model->stack.n_heads : o->model->stack.n_kv_heads;
     search_key_profile(&r.key, o);
     strbuf_addf(&r.key, " units=%d", out->units_per_layer);
     for (int i = 0; i < o->n_lengths && rc == 0; i++) {

@@ -169,7 +169,7 @@ static int add_spans(struct strbuf *out, const struct report *r, struct err *err
 
     if (rc < 0)
         return rc;
-    for (int layer = 0; layer < m->n_layers; layer++)
+    for (int layer = 0; layer < m->stack.n_layers; layer++)
         if (m->window[layer] < KV_WINDOW_ALL)
             plan_set_window(plan, layer, m->window[layer]);
     snprintf(title, sizeof(title), "plan %d", r->chosen);

@@ -16,10 +16,10 @@ struct kv_shape search_shape(const struct search_options *o)
 {
     const struct model_config *m = o->model;
 
-    return (struct kv_shape){.n_layers = m->n_layers,
-                             .n_heads = m->n_heads,
-                             .n_kv_heads = m->n_kv_heads,
-                             .head_dim = m->head_dim,
+    return (struct kv_shape){.n_layers = m->stack.n_layers,
+                             .n_heads = m->stack.n_heads,
+                             .n_kv_heads = m->stack.n_kv_heads,
+                             .head_dim = m->stack.head_dim,
                              .page_entries = KV_TILE,
                              .dtype = m->dtype};
 }

@@ -125,7 +125,7 @@ static void scale_profile(struct profile *p)
 static int optimise(struct search *s, struct err *err)
 {
     const struct search_options *o = s->o;
-    struct search_input in = {.n_layers = o->model->n_layers,
+    struct search_input in = {.n_layers = o->model->stack.n_layers,
                               .units_per_layer = s->profile.units_per_layer,
                               .n_lengths = o->n_lengths,
                               .caps = o->caps,
@@ -222,7 +222,7 @@ static int density_of(const struct search_options *o, const char *spec, double *
 
     if (rc < 0)
         return rc;
-    for (int layer = 0; layer < m->n_layers; layer++)
+    for (int layer = 0; layer < m->stack.n_layers; layer++)
         if (m->window[layer] < KV_WINDOW_ALL)
             plan_set_window(plan, layer, m->window[layer]);
     *out = plan_kv_density(plan, o->validate_length);

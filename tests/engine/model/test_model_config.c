@@ -65,16 +65,16 @@ START_TEST(model_config__llama_defaults)
 {
     struct model_config c = load("llama", "");
 
-    ck_assert_int_eq(c.n_kv_heads, 8);
-    ck_assert_int_eq(c.head_dim, 8);
+    ck_assert_int_eq(c.stack.n_kv_heads, 8);
+    ck_assert_int_eq(c.stack.head_dim, 8);
     ck_assert_int_eq(c.max_seq_len, 2048);
-    ck_assert_float_eq(c.norm_eps, 1e-6f);
-    ck_assert_double_eq(c.rope.theta, 10000);
-    ck_assert_int_eq(c.rope.kind, ROPE_DEFAULT);
-    ck_assert_int_eq(c.rope.dim, 8);
-    ck_assert_int_eq(c.act, ACT_SILU);
+    ck_assert_float_eq(c.stack.norm_eps, 1e-6f);
+    ck_assert_double_eq(c.stack.rope.theta, 10000);
+    ck_assert_int_eq(c.stack.rope.kind, ROPE_DEFAULT);
+    ck_assert_int_eq(c.stack.rope.dim, 8);
+    ck_assert_int_eq(c.stack.act, ACT_SILU);
     ck_assert(!c.tie_embeddings);
-    ck_assert(!c.qkv_bias);
+    ck_assert(!c.stack.qkv_bias);
     ck_assert_int_eq(c.window[3], KV_WINDOW_ALL);
     ck_assert_int_eq(c.bos_id, 1);
     ck_assert_int_eq(c.n_eos, 1);
@@ -88,13 +88,45 @@ START_TEST(model_config__mistral_absent_is_not_null)
     struct model_config c = load("mistral", "");
 
     ck_assert_int_eq(c.window[0], 4096);
-    ck_assert_int_eq(c.n_kv_heads, 8);
+    ck_assert_int_eq(c.stack.n_kv_heads, 8);
     ck_assert_int_eq(c.max_seq_len, 131072);
     c = load("mistral", "\"sliding_window\": null, \"attention_bias\": true");
     ck_assert_int_eq(c.window[0], KV_WINDOW_ALL);
-    ck_assert(!c.qkv_bias);
+    ck_assert(!c.stack.qkv_bias);
     c = load("qwen2", "\"num_key_value_heads\": null"); /* absent it would be 32 */
-    ck_assert_int_eq(c.n_kv_heads, 8);
+    ck_assert_int_eq(c.stack.n_kv_heads, 8);
+}
+END_TEST
+
+/* GPT-NeoX has keys of its own, and does not read Llama's. */
+START_TEST(model_config__neox_keys)
+{
+    struct model_config c = load("gpt_neox", "\"num_key_value_heads\": 2, \"rope_theta\": 5");
+
+    ck_assert_int_eq(c.stack.kind, STACK_NEOX);
+    ck_assert_int_eq(c.stack.norm, NORM_LAYER);
+    ck_assert_int_eq(c.stack.act, ACT_GELU_ERF);
+    ck_assert_int_eq(c.stack.n_kv_heads, 8);
+    ck_assert_int_eq(c.stack.rope.dim, 2); /* a quarter of 8 */
+    ck_assert_double_eq(c.stack.rope.theta, 10000);
+    ck_assert_float_eq(c.stack.norm_eps, 1e-5f);
+    ck_assert(c.stack.is_parallel);
+    ck_assert(!c.stack.is_gated);
+    ck_assert(c.stack.qkv_bias && c.stack.o_bias && c.stack.ffn_bias);
+    ck_assert_int_eq(c.bos_id, 0);
+    ck_assert_int_eq(c.eos_ids[0], 2);
+    c = load("gpt_neox", "\"attention_bias\": false, \"use_parallel_residual\": false,"
+                         "\"rotary_pct\": 0.5, \"rotary_emb_base\": 500, \"layer_norm_eps\": 0.01");
+    ck_assert(!c.stack.qkv_bias && !c.stack.o_bias && c.stack.ffn_bias);
+    ck_assert(!c.stack.is_parallel);
+    ck_assert_int_eq(c.stack.rope.dim, 4);
+    ck_assert_double_eq(c.stack.rope.theta, 500);
+    ck_assert_float_eq(c.stack.norm_eps, 0.01f);
+    /* What is inside of rope_parameters wins. */
+    c = load("gpt_neox", "\"rotary_pct\": 0.5, \"rope_parameters\": {\"rope_theta\": 7,"
+                         "\"partial_rotary_factor\": 1.0}");
+    ck_assert_int_eq(c.stack.rope.dim, 8);
+    ck_assert_double_eq(c.stack.rope.theta, 7);
 }
 END_TEST
 
@@ -103,8 +135,8 @@ START_TEST(model_config__qwen2_windows)
 {
     struct model_config c = load("qwen2", "\"num_key_value_heads\": 2, \"sliding_window\": 0");
 
-    ck_assert(c.qkv_bias);
-    ck_assert(!c.o_bias);
+    ck_assert(c.stack.qkv_bias);
+    ck_assert(!c.stack.o_bias);
     ck_assert_int_eq(c.n_eos, 0);
     ck_assert_int_eq(c.bos_id, -1);
     ck_assert_int_eq(c.window[3], KV_WINDOW_ALL);
@@ -126,12 +158,12 @@ START_TEST(model_config__qwen3_defaults)
 {
     struct model_config c = load("qwen3", "\"num_key_value_heads\": 4, \"attention_bias\": true");
 
-    ck_assert_int_eq(c.head_dim, 128);
-    ck_assert(c.qk_norm);
-    ck_assert(c.qkv_bias);
-    ck_assert(c.o_bias);
+    ck_assert_int_eq(c.stack.head_dim, 128);
+    ck_assert(c.stack.qk_norm);
+    ck_assert(c.stack.qkv_bias);
+    ck_assert(c.stack.o_bias);
     c = load("qwen3", "\"num_key_value_heads\": 4, \"head_dim\": null");
-    ck_assert_int_eq(c.head_dim, 8);
+    ck_assert_int_eq(c.stack.head_dim, 8);
 }
 END_TEST
 
@@ -142,20 +174,20 @@ START_TEST(model_config__rope_precedence)
                                           "{\"rope_type\": \"linear\", \"factor\": 2,"
                                           "\"rope_theta\": 7}");
 
-    ck_assert_int_eq(c.rope.kind, ROPE_LINEAR);
-    ck_assert_double_eq(c.rope.theta, 7);
+    ck_assert_int_eq(c.stack.rope.kind, ROPE_LINEAR);
+    ck_assert_double_eq(c.stack.rope.theta, 7);
     c = load("llama", "\"rope_theta\": 5, \"rope_scaling\": {\"type\": \"dynamic\","
                       "\"factor\": 3}, \"rope_parameters\": {\"rope_type\": \"linear\","
                       "\"factor\": 2, \"rope_theta\": 7}");
-    ck_assert_int_eq(c.rope.kind, ROPE_DYNAMIC);
-    ck_assert_double_eq(c.rope.factor, 3);
-    ck_assert_double_eq(c.rope.theta, 5);
+    ck_assert_int_eq(c.stack.rope.kind, ROPE_DYNAMIC);
+    ck_assert_double_eq(c.stack.rope.factor, 3);
+    ck_assert_double_eq(c.stack.rope.theta, 5);
     c = load("llama", "\"rope_scaling\": {}, \"rope_parameters\": {\"rope_type\": \"linear\","
                       "\"factor\": 2}");
-    ck_assert_int_eq(c.rope.kind, ROPE_LINEAR);
+    ck_assert_int_eq(c.stack.rope.kind, ROPE_LINEAR);
     c = load("llama", "\"rope_scaling\": {\"rope_type\": \"linear\", \"type\": \"yarn\","
                       "\"factor\": 2}");
-    ck_assert_int_eq(c.rope.kind, ROPE_LINEAR);
+    ck_assert_int_eq(c.stack.rope.kind, ROPE_LINEAR);
 }
 END_TEST
 
@@ -165,15 +197,15 @@ START_TEST(model_config__yarn_defaults)
     struct model_config c = load("llama", "\"max_position_embeddings\": 400, \"rope_scaling\":"
                                           "{\"type\": \"yarn\", \"factor\": 4}");
 
-    ck_assert_double_eq(c.rope.beta_fast, 32);
-    ck_assert_double_eq(c.rope.beta_slow, 1);
-    ck_assert(c.rope.truncate);
-    ck_assert_int_eq(c.rope.original_max_seq_len, 400);
+    ck_assert_double_eq(c.stack.rope.beta_fast, 32);
+    ck_assert_double_eq(c.stack.rope.beta_slow, 1);
+    ck_assert(c.stack.rope.truncate);
+    ck_assert_int_eq(c.stack.rope.original_max_seq_len, 400);
     c = load("llama", "\"max_position_embeddings\": 400, \"rope_scaling\": {\"type\": \"yarn\","
                       "\"factor\": null, \"original_max_position_embeddings\": 50,"
                       "\"truncate\": false}");
-    ck_assert_double_eq(c.rope.factor, 8);
-    ck_assert(!c.rope.truncate);
+    ck_assert_double_eq(c.stack.rope.factor, 8);
+    ck_assert(!c.stack.rope.truncate);
 }
 END_TEST
 
@@ -267,21 +299,21 @@ START_TEST(model_config__counts_parameters)
     struct model_config c = load("llama", "");
 
     c.vocab_size = 32000;
-    c.dim = 4096;
-    c.n_layers = c.n_heads = c.n_kv_heads = 32;
-    c.head_dim = 128;
-    c.ffn_dim = 11008;
+    c.stack.dim = 4096;
+    c.stack.n_layers = c.stack.n_heads = c.stack.n_kv_heads = 32;
+    c.stack.head_dim = 128;
+    c.stack.ffn_dim = 11008;
     ck_assert_int_eq(model_config_params(&c), 6738415616);
     ck_assert_int_eq(model_config_weight_bytes(&c, DTYPE_BF16),
                      2 * INT64_C(6738415616) + 2 * INT64_C(65) * 4096);
     ck_assert_int_eq(model_config_max_dim(&c), 22016);
     c = load("qwen2", "\"num_key_value_heads\": 2, \"tie_word_embeddings\": true");
     c.vocab_size = 151936;
-    c.dim = 896;
-    c.n_layers = 24;
-    c.n_heads = 14;
-    c.head_dim = 64;
-    c.ffn_dim = 4864;
+    c.stack.dim = 896;
+    c.stack.n_layers = 24;
+    c.stack.n_heads = 14;
+    c.stack.head_dim = 64;
+    c.stack.ffn_dim = 4864;
     ck_assert_int_eq(model_config_params(&c), 494032768);
 }
 END_TEST
@@ -292,6 +324,7 @@ TEST_SUITE(model_config)
 
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, model_config__llama_defaults);
+    tcase_add_test(tc, model_config__neox_keys);
     tcase_add_test(tc, model_config__mistral_absent_is_not_null);
     tcase_add_test(tc, model_config__qwen2_windows);
     tcase_add_test(tc, model_config__qwen3_defaults);

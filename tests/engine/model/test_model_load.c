@@ -76,11 +76,11 @@ START_TEST(model_load__stacks_parts_in_order)
     struct loaded l;
     struct weights_dir *wd;
     const struct safetensors_tensor *k, *up;
-    const struct llama_layer *y;
+    const struct stack_layer *y;
     char dir[512];
 
     open_model(&l, "llama-bias-sharded", DTYPE_F32, false);
-    y = &l.m->layers[1];
+    y = &l.m->stack.layers[1];
     snprintf(dir, sizeof(dir), "%s/llama-bias-sharded", test_path("tests/golden/models"));
     ck_assert_int_eq(weights_dir_open(&wd, dir, NULL), 0);
     k = weights_dir_find(wd, "model.layers.1.self_attn.k_proj.weight");
@@ -97,6 +97,56 @@ START_TEST(model_load__stacks_parts_in_order)
 }
 END_TEST
 
+/* GPT-NeoX's rows come as q, k, v of one head after the other; all q, all k, all v are wanted. */
+START_TEST(model_load__splits_heads_of_fused_rows)
+{
+    enum { HEADS = 2, DIM = 32, HEAD = DIM / HEADS };
+    struct loaded l;
+    struct weights_dir *wd;
+    const struct safetensors_tensor *w, *b;
+    const struct stack_layer *y;
+    size_t bytes = sizeof(uint16_t) * HEAD * DIM;
+    float bias;
+    char dir[512];
+
+    open_model(&l, "neox-pythia", DTYPE_F16, false);
+    y = &l.m->stack.layers[1];
+    snprintf(dir, sizeof(dir), "%s/neox-pythia", test_path("tests/golden/models"));
+    ck_assert_int_eq(weights_dir_open(&wd, dir, NULL), 0);
+    w = weights_dir_find(wd, "gpt_neox.layers.1.attention.query_key_value.weight");
+    b = weights_dir_find(wd, "gpt_neox.layers.1.attention.query_key_value.bias");
+    ck_assert_int_eq(y->wqkv.n_out, 3 * DIM);
+    for (int which = 0; which < 3; which++) {
+        for (int head = 0; head < HEADS; head++) {
+            int to = which * HEADS + head, from = head * 3 + which;
+
+            ck_assert_mem_eq((char *)y->wqkv.data + to * bytes, (char *)w->data + from * bytes,
+                             bytes);
+            dtype_convert(&bias, DTYPE_F32, (const uint16_t *)b->data + from * HEAD, DTYPE_F16, 1);
+            ck_assert_float_eq(((float *)y->bqkv.data)[to * HEAD], bias);
+        }
+    }
+    ck_assert_ptr_nonnull(y->attn_norm_bias.data);
+    ck_assert_ptr_nonnull(l.m->stack.norm_bias.data);
+    ck_assert_uint_eq(model_weight_bytes(l.m), model_config_weight_bytes(&l.cfg, DTYPE_F16));
+    ck_assert_int_eq(model_unused(l.m, NULL), 0);
+    weights_dir_close(wd);
+    close_model(&l);
+}
+END_TEST
+
+/* Files of the bare decoder, and the masks that old ones carry. */
+START_TEST(model_load__old_neox_files)
+{
+    struct loaded l;
+
+    open_model(&l, "neox-bare-buffers", DTYPE_F32, false);
+    ck_assert_int_eq(model_unused(l.m, NULL), 0);
+    ck_assert_ptr_null(l.m->head.data);
+    close_model(&l);
+}
+END_TEST
+
 /* Matrices take the dtype asked for, gains and biases stay f32; the byte count is the formula's. */
 START_TEST(model_load__vectors_stay_f32)
 {
@@ -104,11 +154,11 @@ START_TEST(model_load__vectors_stay_f32)
     struct loaded l;
 
     open_model(&l, "qwen2", dtypes[_i], false);
-    ck_assert_int_eq(l.m->layers[0].wqkv.dtype, dtypes[_i]);
+    ck_assert_int_eq(l.m->stack.layers[0].wqkv.dtype, dtypes[_i]);
     ck_assert_int_eq(l.m->embed.dtype, dtypes[_i]);
-    ck_assert_int_eq(l.m->layers[0].bqkv.dtype, DTYPE_F32);
-    ck_assert_int_eq(l.m->norm.dtype, DTYPE_F32);
-    ck_assert_int_eq(l.m->norm.n_in, 1);
+    ck_assert_int_eq(l.m->stack.layers[0].bqkv.dtype, DTYPE_F32);
+    ck_assert_int_eq(l.m->stack.norm.dtype, DTYPE_F32);
+    ck_assert_int_eq(l.m->stack.norm.n_in, 1);
     ck_assert_uint_eq(model_weight_bytes(l.m), model_config_weight_bytes(&l.cfg, dtypes[_i]));
     close_model(&l);
 }
@@ -213,9 +263,9 @@ START_TEST(model_load__names_unused_tensors)
     close_model(&l);
     snprintf(dir, sizeof(dir), "%s/qwen2", test_path("tests/golden/models"));
     params.dir = dir;
-    l.cfg.qkv_bias = false;
+    l.cfg.stack.qkv_bias = false;
     ck_assert_int_eq(model_open(&l.m, &l.cfg, &l.tb.be, &params, NULL), 0);
-    ck_assert_int_eq(model_unused(l.m, &example), 3 * l.cfg.n_layers);
+    ck_assert_int_eq(model_unused(l.m, &example), 3 * l.cfg.stack.n_layers);
     ck_assert_ptr_nonnull(strstr(example, "_proj.bias"));
     close_model(&l);
 }
@@ -230,10 +280,10 @@ START_TEST(model_load__random_weights)
 
     open_model(&a, "llama-head128-gelu", DTYPE_F32, true);
     open_model(&b, "llama-head128-gelu", DTYPE_F32, true);
-    w = a.m->layers[0].w_in.data;
-    gain = a.m->layers[0].ffn_norm.data;
-    ck_assert_mem_eq(w, b.m->layers[0].w_in.data, 2 * 64 * 32 * sizeof(float));
-    ck_assert_float_ne(w[0], ((float *)a.m->layers[1].w_in.data)[0]);
+    w = a.m->stack.layers[0].w_in.data;
+    gain = a.m->stack.layers[0].ffn_norm.data;
+    ck_assert_mem_eq(w, b.m->stack.layers[0].w_in.data, 2 * 64 * 32 * sizeof(float));
+    ck_assert_float_ne(w[0], ((float *)a.m->stack.layers[1].w_in.data)[0]);
     ck_assert_float_eq(gain[31], 1.0f);
     for (int i = 0; i < 2 * 64 * 32; i++)
         sum += (double)w[i] * w[i];
@@ -276,6 +326,8 @@ TEST_SUITE(model_load)
     TCase *tc = test_case(suite, "load");
 
     tcase_add_test(tc, model_load__stacks_parts_in_order);
+    tcase_add_test(tc, model_load__splits_heads_of_fused_rows);
+    tcase_add_test(tc, model_load__old_neox_files);
     tcase_add_loop_test(tc, model_load__vectors_stay_f32, 0, 3);
     tcase_add_test(tc, model_load__reports_progress);
     tcase_add_test(tc, model_load__tie_follows_the_files);

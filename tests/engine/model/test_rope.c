@@ -50,15 +50,15 @@ START_TEST(rope__frequencies_match_transformers)
         struct model_config c;
 
         load_config(&c, json_object_get(entry, "config"));
-        ck_assert_uint_eq(json_array_size(want), (size_t)c.rope.dim / 2);
-        rope_inv_freq(got, &c.rope, 1);
-        for (int i = 0; i < c.rope.dim / 2; i++) {
+        ck_assert_uint_eq(json_array_size(want), (size_t)c.stack.rope.dim / 2);
+        rope_inv_freq(got, &c.stack.rope, 1);
+        for (int i = 0; i < c.stack.rope.dim / 2; i++) {
             double w = json_number_value(json_array_get(want, i));
 
             ck_assert_msg(fabs(got[i] - w) <= ULPS * 1.2e-7 * w, "%s: %d: %.9g, want %.9g", name, i,
                           got[i], w);
         }
-        ck_assert_float_eq_tol(rope_scale(&c.rope),
+        ck_assert_float_eq_tol(rope_scale(&c.stack.rope),
                                (float)json_number_value(json_object_get(entry, "scale")), 1e-6f);
     }
     json_decref(doc);
