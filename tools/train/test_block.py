@@ -20,6 +20,7 @@ import transformers
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "..", "tests", "golden"))
+import block_card  # noqa: E402
 import block_data  # noqa: E402
 import block_eval  # noqa: E402
 import export_block  # noqa: E402
@@ -54,7 +55,11 @@ def data(tmp_path_factory):
                           ("heldout.u16", np.array(tokens[:4096], dtype=np.uint16).tobytes()),
                           ("tokenizer.json", tokenizer.to_str().encode()),
                           ("manifest.json", json.dumps(
-                              {"vocab_size": tokenizer.get_vocab_size()}).encode())):
+                              {"vocab_size": tokenizer.get_vocab_size(), "train_documents": 360,
+                               "train_tokens": len(tokens) - 4096, "train_bytes": 100000,
+                               "heldout_documents": 40, "sources": [
+                                   {"package": "some-doc", "version": "1-2", "licence": "GPL-2",
+                                    "train_bytes": 100000, "heldout_bytes": 9000}]}).encode())):
             entry = tarfile.TarInfo(name)
             entry.size = len(raw)
             archive.addfile(entry, io.BytesIO(raw))
@@ -207,3 +212,18 @@ def test_token_bytes_spell_the_text(data):
     for sample in ("alpha beta.", "naïve 東京 \t\n 12"):
         ids = tokenizer.encode(sample).ids
         assert b"".join(pieces[i] for i in ids) == sample.encode()
+
+
+def test_card_is_written_from_the_run(trained, data, tmp_path, monkeypatch):
+    exported(trained, data, "block", tmp_path)
+    with tarfile.open(data) as archive:
+        manifest = json.loads(archive.extractfile("manifest.json").read())
+    monkeypatch.setattr(sys, "argv", [
+        "block_card.py", "--run", str(trained), "--data", str(data), "--model", str(tmp_path),
+        "--speed", "a machine:12:34"])
+    block_card.main()
+    card = (tmp_path / "README.md").read_text()
+    pair = json.loads((trained / "pair.json").read_text())
+    assert f"**{pair['results']['block']['nats']:.4f}**" in card
+    assert "| tokens/s, a machine | 12 | 34 | –| –|" in card
+    assert all(source["package"] in card for source in manifest["sources"])

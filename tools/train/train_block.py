@@ -37,6 +37,7 @@ WIDTH_STEP = 16
 # Nats that a vanilla model loses as its parameters outside the tables grow e-fold: only the second
 # width is chosen by it.
 USUAL_SLOPE = -0.1
+MATCHED = 0.02  # Nats; two losses further apart than this are not called equal.
 PROBE_STEPS = 60
 PROBE_PARTNERS = 3.5  # Vanilla models that the time must suffice for.
 SEQUENCE = 1024  # Tokens, for which bytes of keys and values are told.
@@ -295,7 +296,10 @@ def settle_tokens(args, data):
     this device for the Block model and PROBE_PARTNERS others; kept for the calls that go on."""
     plan = args.out / "plan.json"
     if plan.exists():
-        return json.loads(plan.read_text())["tokens"]
+        tokens = json.loads(plan.read_text())["tokens"]
+        if args.tokens not in (0, tokens):
+            raise SystemExit(f"{args.out} holds a run of {tokens:.0f} tokens; take another --out")
+        return tokens
     tokens, about = args.tokens, {}
     if not tokens:
         block = seconds_a_step(args, data, "block", block_shape(args))
@@ -406,7 +410,8 @@ def print_table(summary):
                  r["cloze"]["seen_found"], r["repeated"][1], f"{r['kv_bytes']:,}"]
         print("| " + " | ".join(map(str, cells)) + " |")
     if "partner" in summary:
-        print(f"partner {summary['partner']}, {summary['difference']:+.4f} nats")
+        verdict = "matched" if abs(summary["difference"]) <= MATCHED else "NOT matched"
+        print(f"{verdict}: {summary['partner']}, {summary['difference']:+.4f} nats")
     print("all done" if summary["done"] else "not done: run the same line again", flush=True)
 
 
