@@ -239,6 +239,9 @@ CONFIG_KEY(DOUBLE, otlp_traces_ratio, "1", 0, 1, "",
            "The share of requests that are traced. Requests that come with a traceparent follow "
            "their caller's decision instead.")
 CONFIG_KEY(STRING, otlp_service_name, "spand", 1, 256, "", "The service's name in traces.")
+CONFIG_KEY(BOOL, measure_memory, "false", 0, 0, "",
+           "Measures at start how fast the device reads its memory, so that /metrics can say what "
+           "share of it steps and operations reach. On the CPU it takes a second and 512 MiB.")
 CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
            "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "
            "leave them off where clients are not trusted.")

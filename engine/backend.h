@@ -315,7 +315,7 @@ struct backend_ops {
 
     /*
      * Bytes a second of a streaming read of device memory, measured now; takes what it reads from
-     * what is free. Between steps only. NULL: the device's memory is the host's.
+     * what is free. Between steps only.
      */
     int (*read_bandwidth)(struct backend *be, double *bytes_per_s, struct err *err);
 

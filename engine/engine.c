@@ -152,6 +152,7 @@ static int queue_tokens(struct engine *e, const struct request *r, struct err *e
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err)
 {
     struct request *r = NULL;
+    enum engine_refusal full = REFUSED_QUEUE;
     uint64_t new_id = 0;
     int rc;
 
@@ -166,10 +167,14 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     rc = request_new(&r, &e->env, req, new_id, err);
     if (rc == 0)
         rc = check_pool(e, r, err);
-    if (rc == 0)
+    if (rc == 0) {
+        full = REFUSED_MEMORY;
         rc = live_set(&e->live, r, err);
-    if (rc == 0)
+    }
+    if (rc == 0) {
+        full = REFUSED_TOKENS;
         rc = queue_tokens(e, r, err);
+    }
     if (rc < 0)
         goto out;
     *id = new_id; /* before the push: the first event may come at once */
@@ -184,7 +189,7 @@ out:
     if (new_id)
         live_give(&e->live, new_id);
     request_free(r);
-    stats_rejected(&e->stats);
+    stats_rejected(&e->stats, rc == ERR_LIMIT ? full : REFUSED_COUNT);
     return rc;
 }
 

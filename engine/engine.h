@@ -218,18 +218,22 @@ struct engine_pages {
     int64_t fixed;           /* of those held: by sequences that took all of theirs when admitted */
 };
 
+/* What the others had taken when a request was refused with ERR_LIMIT. */
+enum engine_refusal { REFUSED_QUEUE = 0, REFUSED_TOKENS, REFUSED_MEMORY, REFUSED_COUNT };
+
 #define ENGINE_N_ROWS_EDGES 13 /* 1, 8, 16, 32 ... 16384: steps by their number of rows */
 
 /* A snapshot for /metrics and /health, from any thread. */
 struct engine_stats {
     int64_t n_waiting, n_running, n_steps, n_preemptions, n_submitted, n_rejected;
-    int64_t n_finished[FINISH_ERROR + 1];
+    int64_t n_finished[FINISH_ERROR + 1], n_refused[REFUSED_COUNT]; /* n_rejected has these too */
     int64_t prompt_tokens, generation_tokens, prefill_ns, decode_ns, step_ns, mask_ns;
     int64_t n_prefix_asked, n_prefix_found; /* prompt tokens that the cache could give, and gave */
     int64_t pages_total, pages_used;
     struct engine_pages pages; /* the used ones */
     int64_t last_step_ns;      /* clock_ns() when the last step ended; 0: none yet */
     int64_t device_ns;         /* of step_ns, while the device worked */
+    double memory_bytes_per_s; /* how fast the device reads its memory; 0: not measured */
     int64_t waiting_tokens;
     int64_t n_rows, rows_counts[ENGINE_N_ROWS_EDGES + 1]; /* not cumulative; the last is the rest */
     bool healthy;

@@ -8,6 +8,7 @@
 
 #include "base/build_info.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "config/config.h"
 #include "engine/engine_step.h"
 #include "engine/grammar/grammar.h"
@@ -400,6 +401,20 @@ static void fill_info(struct engine *e, const struct config *config)
         e->info.default_repetition_penalty = 1.0f;
 }
 
+/* For those who want to know what share of the memory's speed the ops reach. 0: unknown. */
+static double measure_memory(const struct engine *e)
+{
+    struct err err = {0};
+    double bytes_per_s = 0;
+
+    if (e->be->ops->read_bandwidth(e->be, &bytes_per_s, &err) < 0) {
+        log_warn("measure_memory: %s", err.msg);
+        return 0;
+    }
+    log_info("the device reads its memory at %.1f GB/s", bytes_per_s * 1e-9);
+    return bytes_per_s;
+}
+
 int engine_parts_open(struct engine *e, const struct config *config, struct err *err)
 {
     const struct model_config *mc = &e->model_config;
@@ -451,7 +466,7 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
     if (rc == 0)
         rc = open_steps(e, config, err);
     if (rc == 0) {
-        stats_init(&e->stats, e->kv.pool.n_pages);
+        stats_init(&e->stats, e->kv.pool.n_pages, config->measure_memory ? measure_memory(e) : 0);
         fill_info(e, config);
     }
     return rc;

@@ -12,11 +12,12 @@ static_assert(OP_COUNT <= sizeof(((struct engine_stats *)0)->ops) /
                               sizeof(((struct engine_stats *)0)->ops[0]),
               "every op has its line");
 
-void stats_init(struct stats *s, int64_t pages_total)
+void stats_init(struct stats *s, int64_t pages_total, double memory_bytes_per_s)
 {
     *s = (struct stats){0};
     pthread_mutex_init(&s->mu, NULL);
     s->now.pages_total = pages_total;
+    s->now.memory_bytes_per_s = memory_bytes_per_s;
     s->now.healthy = true;
     s->now.n_ops = OP_COUNT;
     for (int i = 0; i < OP_COUNT; i++)
@@ -35,10 +36,12 @@ void stats_submitted(struct stats *s)
     pthread_mutex_unlock(&s->mu);
 }
 
-void stats_rejected(struct stats *s)
+void stats_rejected(struct stats *s, enum engine_refusal why)
 {
     pthread_mutex_lock(&s->mu);
     s->now.n_rejected++;
+    if (why < REFUSED_COUNT)
+        s->now.n_refused[why]++;
     pthread_mutex_unlock(&s->mu);
 }
 

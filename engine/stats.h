@@ -32,11 +32,12 @@ struct stats_step {
     bool healthy;
 };
 
-void stats_init(struct stats *s, int64_t pages_total);
+void stats_init(struct stats *s, int64_t pages_total, double memory_bytes_per_s);
 void stats_release(struct stats *s);
 
 void stats_submitted(struct stats *s);
-void stats_rejected(struct stats *s);
+/* why: what was full; REFUSED_COUNT when the request itself was at fault. */
+void stats_rejected(struct stats *s, enum engine_refusal why);
 void stats_finished(struct stats *s, enum finish_reason reason);
 
 /* Called with what the scheduler holds when no step runs, so that an idle engine reads idle. */

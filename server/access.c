@@ -46,9 +46,11 @@ int access_begin_generation(struct exchange *ex, struct api_error *e)
 
     if (!ex->key || most == 0)
         return 0;
-    if (ex->key->n_generations >= most)
+    if (ex->key->n_generations >= most) {
+        ex->server->metrics.n_refused_key++;
         return api_error_set(e, 429, NULL, "rate_limit_exceeded",
                              "The API key has %d requests running; no more are taken.", most);
+    }
     ex->key->n_generations++;
     ex->counts_for_key = true;
     return 0;

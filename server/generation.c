@@ -265,6 +265,7 @@ static void submit(struct generation *g)
     if (g->n_submitted == 0 && g->server->metrics.n_parked > 0) {
         api_error_set(&g->error, 429, NULL, "server_is_overloaded",
                       "The queue is full, and others wait for it.");
+        g->server->metrics.n_refused_parked++;
         fail(g);
         return;
     }
@@ -324,7 +325,11 @@ static void finish(struct generation *g)
 {
     struct exchange *ex = g->exchange;
     struct strbuf body = STRBUF_INIT;
+    int longest = 0;
 
+    for (int i = 0; i < g->n_choices; i++)
+        longest = g->choices[i].n_tokens > longest ? g->choices[i].n_tokens : longest;
+    metrics_count_longest(&g->server->metrics, longest);
     detach(g);
     if (g->params.stream) {
         generation_write_stream_end(g, exchange_stream(ex));

@@ -69,6 +69,11 @@ void metrics_count_params(struct metrics *m, int n, int max_tokens)
     observe(&m->params_max_tokens, count_edges, max_tokens, n);
 }
 
+void metrics_count_longest(struct metrics *m, int n_tokens)
+{
+    observe(&m->longest_output, count_edges, n_tokens, 1);
+}
+
 /* Times of a sequence that ended by itself. */
 static void count_times(struct metrics *m, const struct engine_event *ev)
 {
@@ -187,6 +192,66 @@ static void write_finished(struct strbuf *out, const struct engine_stats *s, con
     }
 }
 
+/* A family of its own and vLLM's, with a label that tells the parts apart. */
+struct labelled {
+    const char *name, *vllm, *kind, *help, *label;
+    struct {
+        const char *word, *vllm_word; /* vllm_word NULL: vLLM has no such part */
+        int64_t n;
+    } parts[5];
+    int n_parts;
+};
+
+static void write_labelled(struct strbuf *out, const struct labelled *f, const char *own,
+                           const char *vllm)
+{
+    begin_family(out, f->name, f->kind, f->help);
+    for (int i = 0; i < f->n_parts; i++)
+        strbuf_addf(out, "%s{%s,%s=\"%s\"} %lld\n", f->name, own, f->label, f->parts[i].word,
+                    (long long)f->parts[i].n);
+    strbuf_addf(out, "# HELP %s Alias of %s.\n# TYPE %s %s\n", f->vllm, f->name, f->vllm, f->kind);
+    for (int i = 0; i < f->n_parts; i++) {
+        if (f->parts[i].vllm_word)
+            strbuf_addf(out, "%s{%s,%s=\"%s\"} %lld\n", f->vllm, vllm, f->label,
+                        f->parts[i].vllm_word, (long long)f->parts[i].n);
+    }
+}
+
+static void write_all_labelled(struct strbuf *out, const struct metrics *m,
+                               const struct engine_stats *s, const char *own, const char *vllm)
+{
+    const struct labelled families[] = {
+        {"spand_requests_waiting_by_reason",
+         "vllm:num_requests_waiting_by_reason",
+         "gauge",
+         "Requests that wait: for a seat, or for a place in the queue.",
+         "reason",
+         {{"seat", "capacity", s->n_waiting}, {"queue", "deferred", m->n_parked}},
+         2},
+        {"spand_prompt_tokens_by_source_total",
+         "vllm:prompt_tokens_by_source_total",
+         "counter",
+         "Prompt tokens by where their keys and values came from.",
+         "source",
+         {{"computed", "local_compute", s->prompt_tokens},
+          {"cache", "local_cache_hit", s->n_prefix_found}},
+         2},
+        {"spand_admission_rejections_total",
+         "vllm:admission_rejections_total",
+         "counter",
+         "Requests refused with status 429, by what was full.",
+         "reason",
+         {{"queue", "max_num_queued_reqs", s->n_refused[REFUSED_QUEUE] + m->n_refused_parked},
+          {"tokens", "max_num_queued_tokens", s->n_refused[REFUSED_TOKENS]},
+          {"memory", NULL, s->n_refused[REFUSED_MEMORY]},
+          {"key", NULL, m->n_refused_key}},
+         4},
+    };
+
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++)
+        write_labelled(out, &families[i], own, vllm);
+}
+
 static void write_pages(struct strbuf *out, const struct engine_stats *s, const char *own)
 {
     const struct {
@@ -236,6 +301,28 @@ static void write_ops(struct strbuf *out, const struct engine_stats *s)
     }
 }
 
+/* Of the time that the memory's speed leaves: 1 is as fast as the bytes can be read. */
+static void write_limit_ratios(struct strbuf *out, const struct engine_stats *s)
+{
+    double bytes = 0;
+
+    if (s->memory_bytes_per_s == 0)
+        return;
+    begin_family(
+        out, "spand_op_memory_limit_ratio", "gauge",
+        "Share of the memory's speed that an op reached, mean; with measure_memory. Ops that "
+        "compute a lot, those of prompts, are bound by arithmetic instead.");
+    for (int i = 0; i < s->n_ops; i++) {
+        bytes += s->ops[i].bytes;
+        if (s->ops[i].ns > 0)
+            strbuf_addf(out, "spand_op_memory_limit_ratio{op=\"%s\"} %.6g\n", s->ops[i].name,
+                        s->ops[i].bytes / (s->ops[i].ns * 1e-9) / s->memory_bytes_per_s);
+    }
+    write_value(out, "spand_memory_limit_ratio", "gauge",
+                "The same for all that the device did, mean; with measure_memory.", "device=\"0\"",
+                s->device_ns ? bytes / (s->device_ns * 1e-9) / s->memory_bytes_per_s : 0);
+}
+
 /* Means since start; rates over a window are rate(bytes) / rate(seconds). */
 static void write_op_rates(struct strbuf *out, const struct engine_stats *s)
 {
@@ -267,8 +354,9 @@ static void write_infos(struct strbuf *out, const struct metrics *m, const struc
     begin_family(out, "vllm:cache_config_info", "gauge", "Size of the key-value cache.");
     strbuf_addf(out,
                 "vllm:cache_config_info{%s,block_size=\"%d\",num_gpu_blocks=\"%lld\","
-                "cache_dtype=\"auto\",enable_prefix_caching=\"False\"} 1\n",
-                vllm, m->page_entries, (long long)(n_heads ? s->pages_total / n_heads : 0));
+                "cache_dtype=\"auto\",enable_prefix_caching=\"%s\"} 1\n",
+                vllm, m->page_entries, (long long)(n_heads ? s->pages_total / n_heads : 0),
+                m->has_prefix_cache ? "True" : "False");
 }
 
 static void write_iterations(struct strbuf *out, const struct engine_stats *s, const char *own,
@@ -329,11 +417,13 @@ void metrics_write(const struct metrics *m, const struct engine_stats *s,
     strbuf_addf(&vllm, "engine=\"0\",%s", own.buf);
     write_table(out, m, s, i, own.buf, vllm.buf);
     write_finished(out, s, own.buf, vllm.buf);
+    write_all_labelled(out, m, s, own.buf, vllm.buf);
     write_pages(out, s, own.buf);
     write_responses(out, m);
     write_iterations(out, s, own.buf, vllm.buf);
     write_ops(out, s);
     write_op_rates(out, s);
+    write_limit_ratios(out, s);
     write_infos(out, m, s, i, vllm.buf);
     write_process(out);
     out->failed |= own.failed | vllm.failed;

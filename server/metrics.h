@@ -7,6 +7,7 @@
 #ifndef METRICS_H
 #define METRICS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct engine_event;
@@ -34,6 +35,7 @@ struct metrics {
     int64_t n_spans_sent, n_spans_dropped, n_posts_failed;
     double kv_density;
     int page_entries; /* of the key-value pool, for an info label */
+    bool has_prefix_cache;
     int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];
 };
 
@@ -45,6 +47,9 @@ void metrics_count_duration(struct metrics *m, double seconds);
 
 /* A generation has begun: n answers a prompt, each of at most max_tokens. */
 void metrics_count_params(struct metrics *m, int n, int max_tokens);
+
+/* It has ended well: the most tokens that one of its answers has. */
+void metrics_count_longest(struct metrics *m, int n_tokens);
 
 /* News of a sequence. prev_token_ns: the time of its last token before this event, 0 if none. */
 void metrics_count_event(struct metrics *m, const struct engine_event *ev, int64_t prev_token_ns);

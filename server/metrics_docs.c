@@ -22,7 +22,7 @@ static const char intro[] =
 void metrics_print_markdown(struct strbuf *out)
 {
     struct metrics m = {0};
-    struct engine_stats stats = {.n_ops = 1, .ops = {{.name = "attn"}}};
+    struct engine_stats stats = {.n_ops = 1, .ops = {{.name = "attn"}}, .memory_bytes_per_s = 1};
     struct engine_info info = {.model_id = "model", .n_layers = 1, .n_kv_heads = 1};
     struct strbuf page = STRBUF_INIT;
     char *save = NULL;

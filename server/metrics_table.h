@@ -39,6 +39,13 @@ METRIC("gauge", "spand_kv_page_bytes", NULL, "Bytes of a page: keys and values o
 METRIC("gauge", "spand_healthy", NULL, "1 while the engine makes progress.", s->healthy)
 METRIC("counter", "spand_steps_total", NULL, "Steps of the engine.", s->n_steps)
 METRIC("counter", "spand_step_seconds_total", NULL, "Time spent in steps.", s->step_ns * 1e-9)
+METRIC("counter", "spand_device_seconds_total", NULL,
+       "Of that, while the device worked; on the CPU the time of the ops.", s->device_ns * 1e-9)
+METRIC(
+    "gauge", "spand_memory_bytes_per_second", NULL,
+    "How fast the device reads its memory, the limit that ops are held against; 0: not asked for "
+    "(measure_memory).",
+    s->memory_bytes_per_s)
 METRIC("counter", "spand_prefill_seconds_total", NULL, "Time spent on steps with prompt rows.",
        s->prefill_ns * 1e-9)
 METRIC("counter", "spand_decode_seconds_total", NULL, "Time spent on steps of decode rows alone.",
@@ -52,8 +59,10 @@ METRIC("counter", "spand_mask_seconds_total", NULL,
        s->mask_ns * 1e-9)
 METRIC("counter", "spand_preemptions_total", "vllm:num_preemptions_total",
        "Sequences that lost their seat to others.", s->n_preemptions)
-METRIC("counter", "spand_prompt_tokens_total", "vllm:prompt_tokens_total",
-       "Prompt tokens computed.", s->prompt_tokens)
+METRIC("counter", "spand_prompt_tokens_total", NULL, "Prompt tokens computed.", s->prompt_tokens)
+METRIC("counter", "spand_prompt_tokens_all_total", "vllm:prompt_tokens_total",
+       "Prompt tokens computed, or found in the prefix cache.",
+       s->prompt_tokens + s->n_prefix_found)
 METRIC("counter", "spand_generation_tokens_total", "vllm:generation_tokens_total",
        "Tokens generated.", s->generation_tokens)
 METRIC("counter", "spand_requests_submitted_total", NULL, "Sequences given to the engine.",
@@ -82,6 +91,10 @@ COUNTER(n_clients_left, "spand_clients_left_total", NULL,
         "Clients that left before their answer was complete.")
 COUNTER(n_refused_connections, "spand_refused_connections_total", NULL,
         "Connections closed at once, because their address had too many or memory was out.")
+COUNTER(n_refused_parked, "spand_refused_behind_others_total", NULL,
+        "Requests refused because others, accepted in part, waited for the queue.")
+COUNTER(n_refused_key, "spand_refused_by_key_total", NULL,
+        "Requests refused because their API key had too many running.")
 COUNTER(n_timeouts, "spand_timeouts_total", NULL,
         "Connections closed because the client was too slow.")
 
@@ -110,6 +123,9 @@ HISTOGRAM(http_duration, "spand_http_request_duration_seconds", NULL,
           "From the request's head to the end of its answer.", http_edges)
 HISTOGRAM(prompt_len, "spand_request_prompt_tokens", "vllm:request_prompt_tokens",
           "Prompt tokens of a sequence.", count_edges)
+HISTOGRAM(longest_output, "spand_request_max_generation_tokens",
+          "vllm:request_max_num_generation_tokens",
+          "Generated tokens of a request's longest answer.", count_edges)
 HISTOGRAM(output_len, "spand_request_generation_tokens", "vllm:request_generation_tokens",
           "Generated tokens of a sequence.", count_edges)
 

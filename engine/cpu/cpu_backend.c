@@ -10,11 +10,15 @@
 #include "base/clock.h"
 #include "engine/cpu/cpu_linear.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_HEAD_DIM 256
+#define READ_BYTES   ((size_t)512 << 20) /* past most caches; twice that is nowhere slower */
+#define READ_GRAIN   ((size_t)2 << 20)
+#define READ_PASSES  5
 #define SPLIT_BYTES  ((size_t)16 << 20) /* what does not fit is not split, with the same bits */
 
 void cpu_cost_add(struct cpu_backend *cb, enum backend_op op, int64_t t0, double bytes,
@@ -79,6 +83,46 @@ static size_t cpu_mem_free(struct backend *be)
     return cpu_memory_available();
 }
 
+struct reading {
+    const struct cpu_kernels *kern;
+    const char *data;
+    atomic_ullong sum; /* so that no read is left out */
+};
+
+static void read_items(void *arg, int64_t begin, int64_t end, int thread)
+{
+    struct reading *r = arg;
+
+    (void)thread;
+    r->sum += r->kern->stream_read(r->data + (size_t)begin * READ_GRAIN,
+                                   (size_t)(end - begin) * READ_GRAIN);
+}
+
+/* The fastest of a few passes: others may use the machine, and nothing makes it faster than it is.
+ */
+static int cpu_read_bandwidth(struct backend *be, double *bytes_per_s, struct err *err)
+{
+    struct cpu_backend *cb = cpu_of(be);
+    struct reading r = {.kern = cb->kern};
+    char *data = cpu_memory_new(READ_BYTES);
+
+    if (!data)
+        return err_set(err, ERR_NO_ROOM, "cpu: no memory for %zu bytes to read", READ_BYTES);
+    memset(data, 1, READ_BYTES);
+    r.data = data;
+    *bytes_per_s = 0;
+    for (int i = 0; i < READ_PASSES; i++) {
+        int64_t t0 = clock_ns();
+        double now;
+
+        cpu_threads_run(cb->threads, (int64_t)(READ_BYTES / READ_GRAIN), 1, read_items, &r);
+        now = (double)READ_BYTES * 1e9 / (double)(clock_ns() - t0);
+        *bytes_per_s = now > *bytes_per_s ? now : *bytes_per_s;
+    }
+    cpu_memory_free(data);
+    return 0;
+}
+
 static int cpu_step_begin(struct backend *be, const struct step_batch *batch, struct err *err)
 {
     struct cpu_backend *cb = cpu_of(be);
@@ -137,6 +181,7 @@ static const struct backend_ops cpu_ops = {
     .weight_random = cpu_weight_random,
     .weight_free = cpu_weight_free,
     .mem_free = cpu_mem_free,
+    .read_bandwidth = cpu_read_bandwidth,
     .step_begin = cpu_step_begin,
     .step_end = cpu_step_end,
     .step_wait = cpu_step_wait,

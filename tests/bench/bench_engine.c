@@ -284,7 +284,7 @@ static double read_bw_now(const struct options *opt, struct backend *be)
 
     if (!opt->read)
         return opt->read_bw;
-    if (!be->ops->read_bandwidth)
+    if (!be->is_async) /* threads of its own, and a median */
         return read_speed_measure(opt->read);
     if (be->ops->read_bandwidth(be, &bytes_per_s, &err) < 0) {
         fprintf(stderr, "spand-bench engine: read bandwidth: %s\n", err.msg);
