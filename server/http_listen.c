@@ -160,10 +160,13 @@ static void on_readable(uv_poll_t *poll, int status, int events)
         int fd = accept4(listen_fd, (struct sockaddr *)&addr, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
         if (fd >= 0) {
+            l->is_short = false;
             if (!l->accept(l->arg, fd, (struct sockaddr *)&addr, len))
                 pause_all(l);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            log_warn("cannot accept a client: %s", strerror(errno));
+            if (!l->is_short) /* it goes on a while: once is enough */
+                log_warn("cannot accept a client: %s", strerror(errno));
+            l->is_short = true;
             pause_all(l); /* level-triggered: it would fire for ever */
         } else if (errno != EINTR && errno != ECONNABORTED) {
             return;

@@ -25,6 +25,7 @@ struct http_listen { /* fields are private, but for port and address */
     int fds[HTTP_LISTEN_MAX];
     int n;
     bool is_started, is_paused, is_inherited;
+    bool is_short; /* the last client could not be taken for want of a descriptor or memory */
     http_accept_fn *accept;
     void *arg;
     char unix_path[108]; /* made by us, removed at the end; "" when there is none */

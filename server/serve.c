@@ -284,6 +284,19 @@ static void close_all(struct serve *s)
     uv_loop_close(&s->uv);
 }
 
+/* A stop is clean only if the engine worked until then: whoever restarts on failure should know. */
+static int how_it_ended(const struct serve *s, struct err *err)
+{
+    struct engine_stats stats;
+    const char *why;
+
+    engine_get_stats(s->engine, &stats);
+    if (!engine_bridge_is_alive(&s->bridge, &stats, &why))
+        return err_set(err, ERR_DEVICE, "stopped in a bad state: %s", why);
+    log_info("stopped");
+    return 0;
+}
+
 int serve_run(struct config *config, const struct config_sources *from, struct err *err)
 {
     struct serve s = {.config = config, .from = from};
@@ -300,7 +313,7 @@ int serve_run(struct config *config, const struct config_sources *from, struct e
         sd_notify_send(SD_NOTIFY_MUST_ARRIVE, "READY=1\nSTATUS=serving %s on %s",
                        s.http.info->model_id, s.http.listen.address);
         uv_run(&s.uv, UV_RUN_DEFAULT);
-        log_info("stopped");
+        rc = how_it_ended(&s, err);
     }
     close_all(&s);
     return rc;

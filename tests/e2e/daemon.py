@@ -18,12 +18,13 @@ START_LIMIT_S = 120  # sanitizer builds start slowly
 class Daemon:
     """`spand serve` with the demo model. Its output is kept in `lines`."""
 
-    def __init__(self, *flags, env=None, model=MODEL, address=None, preexec_fn=None):
-        command = [SPAND, "serve", "--model", model, "--port", "0", *flags]
+    def __init__(self, *flags, env=None, model=MODEL, address=None, preexec_fn=None,
+                 program=SPAND, stderr=subprocess.STDOUT):
+        command = [program, "serve", "--model", model, "--port", "0", *flags]
         self.lines = []
         self.process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **(env or {})}, preexec_fn=preexec_fn,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+            stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace")
         self._address = threading.Event()
         self._wanted = re.escape(address) if address else r"https?://127\.0\.0\.1:(\d+)"
         self.port = None

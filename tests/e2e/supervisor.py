@@ -16,8 +16,8 @@ from daemon import MODEL, ROOT, SPAND
 
 
 class Supervisor:
-    def __init__(self, folder, *flags, watchdog_ms=0, env=None, listen=(), restart=True):
-        self.flags, self.watchdog_ms, self.restart = flags, watchdog_ms, restart
+    def __init__(self, folder, *flags, watchdog_ms=0, env=None, listen=(), restart=True, program=SPAND):
+        self.flags, self.watchdog_ms, self.restart, self.program = flags, watchdog_ms, restart, program
         self.env = {**os.environ, **(env or {})}
         self.listen = listen
         self.heard, self.lines, self.ends = [], [], []
@@ -36,7 +36,7 @@ class Supervisor:
         env = {**self.env, "NOTIFY_SOCKET": self.path}
         if self.watchdog_ms:
             env["WATCHDOG_USEC"] = str(self.watchdog_ms * 1000)
-        command = [SPAND, "serve", "--model", MODEL, "--port", "0", *self.flags]
+        command = [self.program, "serve", "--model", MODEL, "--port", "0", *self.flags]
         fds = [s.fileno() for s in self.listen]
         if fds:
             # The shell puts the sockets where the service looks for them, and its own pid beside.

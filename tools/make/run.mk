@@ -18,7 +18,7 @@ run: deps ## build and start the daemon with the bundled demo model
 	@exec $(BIN)/spand serve $(RUN_ARGS)
 
 test: deps-test ## build and run everything that needs no GPU
-	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests $(BIN)/spand-null $(BIN)/spand-plan-tests
+	@$(MAKE) --no-print-directory -j$(JOBS) check-layers all $(BIN)/spand-tests $(BIN)/spand-null $(BIN)/spand-lost $(BIN)/spand-plan-tests
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-plan-search
 	@$(MAKE) --no-print-directory test-scramble test-templates
@@ -27,7 +27,7 @@ test: deps-test ## build and run everything that needs no GPU
 test-unit: $(BIN)/spand-tests ## run the Check suites (CK_RUN_SUITE=name picks one)
 	$(BIN)/spand-tests
 
-test-e2e: $(BIN)/spand ## run the daemon against curl-like clients and the OpenAI SDK
+test-e2e: $(BIN)/spand $(BIN)/spand-lost ## run the daemon against curl-like clients and the OpenAI SDK
 	@sh tests/e2e/run.sh $(BIN)/spand
 
 .PHONY: deps-test test-unit
