@@ -13,9 +13,10 @@ FUZZ_SRC_http = $(CONFIG_SRC) $(NULL_SERVER_SRC) tests/null/null_engine.c
 
 BENCH_SECONDS ?= 5
 SOAK_SECONDS ?= 3600
-IDLE_CONNECTIONS ?= 8000
+IDLE_CONNECTIONS ?= 10000
+SLOW_SECONDS ?= 20
 
-.PHONY: bench-frontend soak test-scale test-null
+.PHONY: bench-frontend soak test-scale test-slow test-null
 bench-frontend: $(BIN)/spand-null ## events a second and added latency of the HTTP side alone
 	$(PYTHON) tests/null/bench_frontend.py $(BIN)/spand-null $(BENCH_SECONDS)
 
@@ -24,6 +25,9 @@ soak: $(BIN)/spand ## SOAK_SECONDS at saturation with cancels, slow readers and 
 
 test-scale: $(BIN)/spand-null ## IDLE_CONNECTIONS idle connections and 1,000 streams on one loop
 	$(PYTHON) tests/null/scale.py $(BIN)/spand-null $(IDLE_CONNECTIONS)
+
+test-slow: $(BIN)/spand-null ## slowhttptest from one address must not keep others waiting
+	$(PYTHON) tests/null/slow.py $(BIN)/spand-null $(SLOW_SECONDS)
 
 test-null: $(BIN)/spand-null ## the bad inputs against the server alone, for SAN=address and SAN=thread
 	@sh tests/e2e/run.sh $(BIN)/spand-null test_bad_input.py
