@@ -15,10 +15,17 @@ extern int cuda_backend_open(struct backend **out, const struct backend_params *
                              struct err *err) __attribute__((weak));
 #endif
 
-static const char *const op_names[OP_COUNT] = {
-    [OP_EMBED] = "embed",         [OP_ATTN_IN] = "attn_in",   [OP_ATTN] = "attn",
-    [OP_KV_APPEND] = "kv_append", [OP_ATTN_OUT] = "attn_out", [OP_FFN] = "ffn",
-    [OP_LOGITS] = "logits",       [OP_SAMPLE] = "sample",     [OP_KV_COPY] = "kv_copy"};
+static const char *const op_names[OP_COUNT] = {[OP_EMBED] = "embed",
+                                               [OP_ATTN_IN] = "attn_in",
+                                               [OP_ATTN] = "attn",
+                                               [OP_KV_APPEND] = "kv_append",
+                                               [OP_ATTN_OUT] = "attn_out",
+                                               [OP_FFN] = "ffn",
+                                               [OP_LOGITS] = "logits",
+                                               [OP_SAMPLE] = "sample",
+                                               [OP_KV_COPY] = "kv_copy",
+                                               [OP_BLOCK_EMBED] = "block_embed",
+                                               [OP_BLOCK_TO_PREFIX] = "block_to_prefix"};
 
 const char *backend_op_name(enum backend_op op)
 {

@@ -6,7 +6,9 @@
  * memory. Activations have the element type backend->act_dtype, logits are always f32.
  *
  * A step has n_rows rows (a row is one token): first n_decode decode rows, at most one per slot,
- * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot.
+ * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot. Where
+ * no head of a view ever overwrites a key and a slot has one page a head, several decode rows of a
+ * slot may come in one batch: each sees the keys up to its own position.
  * The result of a row depends on its own sequence only, never on what else is in the step: not on
  * the number of rows, nor, for prompt rows, on where the chunks are cut.
  *
@@ -60,6 +62,7 @@ struct step_batch {
     int n_rows, n_decode, n_chunks, n_logits;
     const int32_t *token;            /* [n_rows]; < 0: slot_token[slot of the row] */
     const int32_t *pos;              /* [n_rows] */
+    const int32_t *rope_pos;         /* [n_rows] what rope turns by; NULL: pos */
     const int32_t *slot;             /* [n_rows] */
     const struct step_chunk *chunks; /* [n_chunks], ascending row0, covering n_decode..n_rows */
     const int32_t *logit_row;        /* [n_logits] rows whose logits are wanted */
@@ -246,6 +249,30 @@ struct sample_args {
     float *top_logprob;           /* device out [n_rows, max_top], raw as above */
 };
 
+/*
+ * Rows are blocks of block_len tokens: x[r] = w (e[0], e[1], ..) + bias, with e[j] the table's row
+ * of token j, side by side; without w they are x[r].
+ */
+struct block_embed_args {
+    const struct step_batch *batch;
+    int block_len;
+    const int32_t *token;       /* device [n_rows, block_len]; < 0: slot_token[slot of the row] */
+    const struct weight *table; /* [vocab_size, embed_dim] */
+    const struct weight *w, *b; /* [dim, block_len embed_dim] and [dim], or NULL */
+    void *gathered;             /* scratch [n_rows, block_len embed_dim]; with w */
+    void *x;                    /* out [n_rows, dim] */
+};
+
+/* out[i] = w norm(x[row[i]]) + bias: the context of a block as prefixes of the next one. */
+struct block_to_prefix_args {
+    int n_items, dim;
+    const int32_t *row; /* device [n_items] */
+    struct norm_args norm;
+    const struct weight *w, *b; /* [n_prefix token_dim, dim] and [n_prefix token_dim] */
+    const void *x;              /* [n_rows, dim] */
+    void *out;                  /* [n_items, n_prefix, token_dim] */
+};
+
 /* Copies whole pages: dst[i] = src[i]. */
 struct kv_copy_args {
     const struct kv_view *kv;
@@ -263,6 +290,8 @@ enum backend_op {
     OP_LOGITS,
     OP_SAMPLE,
     OP_KV_COPY,
+    OP_BLOCK_EMBED,
+    OP_BLOCK_TO_PREFIX,
     OP_COUNT
 };
 
@@ -349,6 +378,11 @@ struct backend_ops {
     int (*logits)(struct backend *be, const struct logits_args *a, struct err *err);
     int (*sample)(struct backend *be, const struct sample_args *a, struct err *err);
     int (*kv_copy)(struct backend *be, const struct kv_copy_args *a, struct err *err);
+
+    /* Both NULL: the backend runs no Block Transformers. */
+    int (*block_embed)(struct backend *be, const struct block_embed_args *a, struct err *err);
+    int (*block_to_prefix)(struct backend *be, const struct block_to_prefix_args *a,
+                           struct err *err);
 };
 
 /* The common head of every backend; implementations embed it first. */

@@ -196,6 +196,8 @@ static const struct backend_ops cpu_ops = {
     .logits = cpu_logits,
     .sample = cpu_sample,
     .kv_copy = cpu_kv_copy,
+    .block_embed = cpu_block_embed,
+    .block_to_prefix = cpu_block_to_prefix,
 };
 
 static size_t max_size(size_t a, size_t b)

@@ -79,6 +79,10 @@ int cpu_logits(struct backend *be, const struct logits_args *a, struct err *err)
 int cpu_sample(struct backend *be, const struct sample_args *a, struct err *err);
 int cpu_kv_copy(struct backend *be, const struct kv_copy_args *a, struct err *err);
 
+/* cpu_block.c */
+int cpu_block_embed(struct backend *be, const struct block_embed_args *a, struct err *err);
+int cpu_block_to_prefix(struct backend *be, const struct block_to_prefix_args *a, struct err *err);
+
 /* Bytes of scratch one sampling thread needs. */
 size_t cpu_sample_scratch(int max_vocab);
 

@@ -64,6 +64,7 @@ static void rope_items(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct rope_job *j = arg;
     const struct attn_in_args *a = j->a;
+    const int32_t *pos = a->batch->rope_pos ? a->batch->rope_pos : a->batch->pos;
     int half = a->rope_dim / 2;
 
     (void)thread;
@@ -72,7 +73,7 @@ static void rope_items(void *arg, int64_t begin, int64_t end, int thread)
         float *out = j->cb->rope + r * half * 2;
 
         for (int i = 0; i < half; i++) {
-            float angle = (float)a->batch->pos[r] * inv_freq[i];
+            float angle = (float)pos[r] * inv_freq[i];
 
             out[2 * i] = cosf(angle) * a->rope_scale;
             out[2 * i + 1] = sinf(angle) * a->rope_scale;

@@ -18,7 +18,7 @@ static int open_logits(struct model *m, struct err *err)
     size_t bytes = (size_t)m->max_logits * m->cfg.vocab_size * sizeof(float);
     int rc = m->be->ops->alloc(m->be, (void **)&m->logits, bytes, err);
 
-    m->buffer_bytes = m->stack.buffer_bytes + bytes;
+    m->buffer_bytes = m->stack.buffer_bytes + m->block.buffer_bytes + bytes;
     return rc;
 }
 
@@ -37,10 +37,19 @@ int model_open(struct model **out, const struct model_config *cfg, struct backen
     rc = stack_init(&m->stack, &cfg->stack, be, params->max_rows, err);
     if (rc < 0)
         goto out;
+    if (cfg->block.block_len)
+        rc = stack_init(&m->block.token, &cfg->block.token, be,
+                        params->max_items * cfg->block.n_prefix, err);
+    if (rc < 0)
+        goto out;
     rc = weight_list_load(m, params, err);
     if (rc < 0)
         goto out;
     rc = stack_open_buffers(&m->stack, err);
+    if (rc < 0)
+        goto out;
+    if (cfg->block.block_len)
+        rc = block_parts_open(m, params->max_items, err);
     if (rc < 0)
         goto out;
     rc = open_logits(m, err);
@@ -59,6 +68,7 @@ void model_close(struct model *m)
         return;
     m->be->ops->weight_free(m->be, &m->embed);
     m->be->ops->weight_free(m->be, &m->head);
+    block_parts_release(m);
     stack_release(&m->stack);
     m->be->ops->free(m->be, m->logits);
     for (int i = 0; i < m->n_aligned; i++)

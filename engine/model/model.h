@@ -49,11 +49,31 @@ struct stack_config {
     bool qkv_bias, o_bias, ffn_bias, qk_norm;
 };
 
+#define BLOCK_MAX_LEN    8 /* tokens of a block; published ones have 1 to 8 */
+#define BLOCK_MAX_PREFIX 4
+
+/*
+ * What a Block Transformer has besides the block decoder (model_config.stack): see MODEL.md. A
+ * sequence is its lead, the prompt and what was generated, cut into blocks from its start.
+ */
+struct block_config {
+    int block_len;  /* tokens of a block; 0: the model is none, and nothing here counts */
+    int n_prefix;   /* vectors that a block's context becomes for the token decoder */
+    int embed_dim;  /* width of the embedder's table */
+    bool projects;  /* the embedder's rows go through a product; else they are put side by side */
+    bool pads_left; /* the lead fills up the prompt's last block */
+    bool has_start_block;      /* the lead is a whole block; without: only for shorter prompts */
+    bool shares_prefix_pos;    /* rotation: prefixes at 0, tokens from 1 on; else all in a row */
+    int32_t start_id;          /* what leads are made of */
+    struct stack_config token; /* the token decoder */
+};
+
 struct model_config {
-    char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3", "gpt_neox" */
+    char model_type[32]; /* "llama", "mistral", "ministral", "qwen2", "qwen3", "gpt_neox", ... */
     int vocab_size;
     int max_seq_len; /* max_position_embeddings, stretched where rope scaling stretches it */
     struct stack_config stack;
+    struct block_config block;
     bool tie_embeddings;
     int window[MODEL_MAX_LAYERS];      /* sliding window a layer, KV_WINDOW_ALL for none */
     int eos_ids[MODEL_MAX_EOS], n_eos; /* config.json and generation_config.json together */
@@ -88,6 +108,15 @@ int64_t model_config_weight_bytes(const struct model_config *cfg, enum dtype dty
 /* The widest activation row, fused outputs included: what backend_params.max_dim asks for. */
 int model_config_max_dim(const struct model_config *cfg);
 
+/* Tokens of a Block Transformer's sequence in front of a prompt of n_prompt. */
+int block_config_lead(const struct block_config *b, int n_prompt);
+
+/*
+ * Positions of keys and values that a sequence of n_tokens in all comes to take: the blocks in
+ * front of the one that its last token lies in, 1 at least. n_prompt decides the lead.
+ */
+int block_config_entries(const struct block_config *b, int n_prompt, int n_tokens);
+
 struct model;
 
 struct model_params {
@@ -96,6 +125,7 @@ struct model_params {
     uint64_t seed;
     enum dtype dtype;         /* of weights on the backend */
     int max_rows, max_logits; /* of a step: sizes the activation buffers */
+    int max_items;            /* blocks that a Block Transformer decodes at a time */
     /* Called while loading with bytes done and in all; may be NULL. */
     void (*progress)(void *arg, size_t done, size_t total);
     void *progress_arg;
@@ -134,6 +164,26 @@ size_t model_buffer_bytes(const struct model *m);
 int model_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
                   const int32_t *rope_len, struct err *err);
 bool model_wants_rope_len(const struct model *m);
+
+/*
+ * A step of a Block Transformer. First the block decoder's rows, if there are any. Then the token
+ * decoder's, all decode rows: with from_context, n_items blocks begin, item i with n_prefix rows
+ * from i * n_prefix on, whose x are the prefixes that row context_row[i] of `blocks` leaves behind;
+ * else each row is the token before the one that is wanted. Row r's slot in `tokens` is the item's
+ * place in the slab, its pos counts the block's keys: prefixes, then tokens.
+ */
+struct block_step {
+    struct step_batch blocks;   /* pos counts blocks; token is not read */
+    const int32_t *block_token; /* device [blocks.n_rows, block_len], as block_embed_args.token */
+    bool from_context;
+    int n_items;
+    const int32_t *context_row; /* device [n_items] */
+    struct step_batch tokens;
+};
+
+/* As model_forward(), with kv the block decoder's. */
+int model_forward_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
+                         struct err *err);
 float *model_logits(struct model *m);
 
 #endif

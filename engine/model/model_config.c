@@ -8,6 +8,7 @@
 #include "base/dtype.h"
 #include "base/err.h"
 #include "base/json_file.h"
+#include "engine/model/block_config.h"
 #include "engine/model/json_fields.h"
 #include "engine/model/model.h"
 #include "engine/model/model_family.h"
@@ -242,7 +243,10 @@ static int read_config(struct model_config *cfg, const char *dir, struct json_fi
         return f->rc;
     snprintf(cfg->model_type, sizeof(cfg->model_type), "%s", fam->model_type);
     cfg->vocab_size = json_fields_int(f, "vocab_size", 1, MAX_VOCAB, JSON_FIELD_REQUIRED);
-    stack_config_read(&cfg->stack, &cfg->max_seq_len, f, fam);
+    if (fam->is_block)
+        block_config_read(cfg, f);
+    else
+        stack_config_read(&cfg->stack, &cfg->max_seq_len, f, fam);
     cfg->tie_embeddings = json_fields_bool(f, "tie_word_embeddings", false);
     has_dtype = read_dtype(cfg, f);
     if (!f->rc)
@@ -289,8 +293,14 @@ int model_config_load(struct model_config *cfg, const char *dir, struct err *err
 /* Elements of matrices and of vectors (gains and biases). */
 static void count_params(const struct model_config *cfg, int64_t *matrices, int64_t *vectors)
 {
+    int64_t vocab = cfg->vocab_size;
+
     stack_config_params(&cfg->stack, matrices, vectors);
-    *matrices += (cfg->tie_embeddings ? 1 : 2) * (int64_t)cfg->vocab_size * cfg->stack.dim;
+    if (cfg->block.block_len) {
+        block_config_params(cfg, matrices, vectors);
+        return;
+    }
+    *matrices += (cfg->tie_embeddings ? 1 : 2) * vocab * cfg->stack.dim;
 }
 
 int64_t model_config_params(const struct model_config *cfg)
@@ -311,5 +321,8 @@ int64_t model_config_weight_bytes(const struct model_config *cfg, enum dtype dty
 
 int model_config_max_dim(const struct model_config *cfg)
 {
-    return stack_config_max_dim(&cfg->stack);
+    int widest = stack_config_max_dim(&cfg->stack);
+    int block = cfg->block.block_len ? block_config_max_dim(&cfg->block) : 0;
+
+    return block > widest ? block : widest;
 }

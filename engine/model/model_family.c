@@ -56,12 +56,17 @@ static const struct model_family families[] = {
      .eos_id = 2,
      .bias = BIAS_UNLESS,
      .kind = STACK_NEOX},
+    {.model_type = "block_transformer",
+     .architecture = "BlockTransformerForCausalLM",
+     .bos_id = -1,
+     .eos_id = 0,
+     .is_block = true},
 };
 #define N_FAMILIES (sizeof(families) / sizeof(families[0]))
 
 static const char served_families[] =
     "LlamaForCausalLM, MistralForCausalLM, MinistralForCausalLM, Qwen2ForCausalLM, "
-    "Qwen3ForCausalLM, GPTNeoXForCausalLM";
+    "Qwen3ForCausalLM, GPTNeoXForCausalLM, BlockTransformerForCausalLM";
 
 const struct model_family *model_family_find(struct json_fields *f)
 {

@@ -33,6 +33,7 @@ struct model_family {
     enum window_rule window;
     bool mlp_bias_key, qk_norm;
     enum stack_kind kind;
+    bool is_block; /* a Block Transformer: block_config.h reads it */
 };
 
 /*

@@ -18,6 +18,7 @@
 
 #define MAX_PARTS       3  /* q, k, v */
 #define MAX_LAYER_ITEMS 14 /* members of struct stack_layer */
+#define MAX_OUTER_ITEMS 12 /* tables, heads, last norms, what is between two decoders */
 #define MAX_TENSOR_NAME 96
 
 /* One weight of the model and the tensors that are stacked to make it. */
@@ -27,6 +28,7 @@ struct item {
     bool is_gain;   /* random weights: ones */
     int n_parts, n_in;
     int n_heads; /* > 0: the tensor's rows are q, k, v of head 0, of head 1 ..; wanted: all q, .. */
+    int kernel;  /* > 0: a convolution's [n_out, n_in / kernel, kernel]; wanted: kernel outside */
     int n_out[MAX_PARTS];
     char name[MAX_PARTS][MAX_TENSOR_NAME];
     const struct safetensors_tensor *tensor[MAX_PARTS];
@@ -177,6 +179,33 @@ static void list_model(struct list *l, struct model *m, const char *embed_name)
     list_stack(l, &m->stack, l->prefix);
 }
 
+/* A Block Transformer; embed_name is the token decoder's table. */
+static void list_block_model(struct list *l, struct model *m, const char *embed_name)
+{
+    const struct block_config *b = &m->cfg.block;
+    struct block_parts *parts = &m->block;
+    int dim = m->cfg.stack.dim, wide = b->n_prefix * b->token.dim;
+    bool neox = b->token.kind == STACK_NEOX;
+    struct item *it;
+
+    add_part(add(l, &m->embed, b->embed_dim), m->cfg.vocab_size, "", "embedder.embeddings.weight");
+    if (b->projects) {
+        it = add(l, &parts->proj, b->block_len * b->embed_dim);
+        it->kernel = b->block_len;
+        add_part(it, dim, "", "embedder.projection_layer.weight");
+        add_bias(l, &parts->proj_bias, dim, "", "embedder.projection_layer.bias");
+    }
+    list_stack(l, &m->stack, neox ? "block_decoder.gpt_neox." : "block_decoder.model.");
+    it = add(l, &parts->expand, dim);
+    it->kernel = 1;
+    add_part(it, wide, "", "token_decoder.expansion_layer.weight");
+    add_bias(l, &parts->expand_bias, wide, "", "token_decoder.expansion_layer.bias");
+    add_part(add(l, &parts->token_embed, b->token.dim), m->cfg.vocab_size, "", embed_name);
+    if (!m->cfg.tie_embeddings)
+        add_part(add(l, &m->head, b->token.dim), m->cfg.vocab_size, "", l->head);
+    list_stack(l, &parts->token, l->prefix);
+}
+
 static void describe_shape(char *buf, size_t size, const struct safetensors_tensor *t)
 {
     size_t at = 0;
@@ -186,28 +215,48 @@ static void describe_shape(char *buf, size_t size, const struct safetensors_tens
         at += snprintf(buf + at, size - at, "%s%lld", i ? "," : "", (long long)t->shape[i]);
 }
 
+/* The shape that the tensor of a part must have; returns its number of dimensions. */
+static int wanted_shape(const struct item *it, int part, int64_t shape[3])
+{
+    shape[0] = it->n_out[part];
+    shape[1] = it->kernel ? it->n_in / it->kernel : it->n_in;
+    shape[2] = it->kernel;
+    return !it->is_matrix ? 1 : it->kernel ? 3 : 2;
+}
+
+static bool has_shape(const struct item *it, int part, const struct safetensors_tensor *t)
+{
+    int64_t shape[3];
+    int n_dims = wanted_shape(it, part, shape);
+
+    if (it->kernel == 1 && t->n_dims == 2)
+        n_dims = 2; /* a product, and written as one */
+    for (int i = 0; i < n_dims && i < t->n_dims; i++) {
+        if (t->shape[i] != shape[i])
+            return false;
+    }
+    return t->n_dims == n_dims;
+}
+
 /* Finds the tensor of one part and checks type and shape. */
 static int resolve_part(const struct list *l, const struct model *m, struct item *it, int part,
                         struct err *err)
 {
     const struct safetensors_tensor *t = weights_dir_find(m->files, it->name[part]);
-    int n_dims = it->is_matrix ? 2 : 1;
-    char found[96], want[48];
+    struct safetensors_tensor want = {0};
+    char found[96], wanted[96];
 
     if (!t)
         return err_set(err, ERR_PARSE, "%s: tensor %s: missing", l->dir, it->name[part]);
     if (!t->is_weight)
         return err_set(err, ERR_UNSUPPORTED, "%s: tensor %s: dtype is %s, want BF16, F16 or F32",
                        weights_dir_file_of(m->files, t), t->name, t->dtype_name);
-    if (t->n_dims != n_dims || t->shape[0] != it->n_out[part] ||
-        (n_dims == 2 && t->shape[1] != it->n_in)) {
+    if (!has_shape(it, part, t)) {
+        want.n_dims = wanted_shape(it, part, want.shape);
         describe_shape(found, sizeof(found), t);
-        if (n_dims == 2)
-            snprintf(want, sizeof(want), "%d,%d", it->n_out[part], it->n_in);
-        else
-            snprintf(want, sizeof(want), "%d", it->n_out[part]);
+        describe_shape(wanted, sizeof(wanted), &want);
         return err_set(err, ERR_PARSE, "%s: tensor %s: shape [%s], want [%s]",
-                       weights_dir_file_of(m->files, t), t->name, found, want);
+                       weights_dir_file_of(m->files, t), t->name, found, wanted);
     }
     it->tensor[part] = t;
     return 0;
@@ -228,6 +277,12 @@ static bool is_known_buffer(const char *name)
             return true;
     }
     return false;
+}
+
+static bool is_block_table(const char *name)
+{
+    return strcmp(name, "block_decoder.gpt_neox.embed_in.weight") == 0 ||
+           strcmp(name, "block_decoder.model.embed_tokens.weight") == 0;
 }
 
 /* Counts the tensors that no item took. */
@@ -252,6 +307,8 @@ static int count_unused(struct model *m, const struct list *l, struct err *err)
             continue;
         if (m->cfg.tie_embeddings && strcmp(name, l->head) == 0)
             continue; /* the table's second name */
+        if (m->cfg.block.block_len && is_block_table(name))
+            continue; /* the published block decoders have one, and never used it */
         m->n_unused++;
         m->unused = name;
     }
@@ -278,40 +335,58 @@ static const char *settle_tie(struct model *m, const char *embed_name, const cha
     return embed_name;
 }
 
-/* How a family's files call what lies around the layers. */
-static const struct {
-    const char *prefix, *embed;
-    const char *head[2]; /* the second where files lack the first */
-} outer_names[] = {
-    [STACK_LLAMA] = {"model.", "embed_tokens.weight", {"lm_head.weight", "lm_head.weight"}},
-    [STACK_NEOX] = {"gpt_neox.", "embed_in.weight", {"embed_out.weight", "lm_head.weight"}},
+/* How files call what lies around the layers; alternatives where they lack the first. */
+struct outer_names {
+    const char *prefix, *embed, *head;
+    const char *other_prefix, *other_head;
 };
+
+static const struct outer_names outer_names[2][2] = {
+    /* by stack_kind: decoders, and the token decoders of Block Transformers */
+    [STACK_LLAMA] = {{"model.", "embed_tokens.weight", "lm_head.weight", "", NULL},
+                     {"token_decoder.model.", "embed_tokens.weight", "token_decoder.lm_head.weight",
+                      NULL, NULL}},
+    [STACK_NEOX] = {{"gpt_neox.", "embed_in.weight", "embed_out.weight", "", "lm_head.weight"},
+                    {"token_decoder.gpt_neox.", "embed_in.weight", "token_decoder.embed_out.weight",
+                     NULL, NULL}},
+};
+
+static void join(char out[MAX_TENSOR_NAME], const char *prefix, const char *name)
+{
+    snprintf(out, MAX_TENSOR_NAME, "%s%s", prefix, name);
+}
 
 static int list_build(struct list *l, struct model *m, struct err *err)
 {
-    enum stack_kind kind = m->cfg.stack.kind;
-    char embed_name[MAX_TENSOR_NAME];
+    bool is_block = m->cfg.block.block_len > 0;
+    const struct outer_names *names = &outer_names[m->cfg.stack.kind][is_block];
+    char embed_name[MAX_TENSOR_NAME], other[MAX_TENSOR_NAME];
     const char *name = embed_name;
 
-    l->prefix = outer_names[kind].prefix;
-    l->head = outer_names[kind].head[0];
-    snprintf(embed_name, sizeof(embed_name), "%s%s", l->prefix, outer_names[kind].embed);
-    if (m->files) {
-        if (!weights_dir_find(m->files, embed_name) &&
-            weights_dir_find(m->files, outer_names[kind].embed)) {
-            l->prefix = "";
-            snprintf(embed_name, sizeof(embed_name), "%s", outer_names[kind].embed);
+    l->prefix = names->prefix;
+    l->head = names->head;
+    join(embed_name, l->prefix, names->embed);
+    if (m->files && names->other_prefix && !weights_dir_find(m->files, embed_name)) {
+        join(other, names->other_prefix, names->embed);
+        if (weights_dir_find(m->files, other)) {
+            l->prefix = names->other_prefix;
+            join(embed_name, l->prefix, names->embed);
         }
-        if (!weights_dir_find(m->files, l->head) &&
-            weights_dir_find(m->files, outer_names[kind].head[1]))
-            l->head = outer_names[kind].head[1];
-        name = settle_tie(m, embed_name, l->head);
     }
-    l->n_alloc = 4 + m->cfg.stack.n_layers * MAX_LAYER_ITEMS;
+    if (m->files && names->other_head && !weights_dir_find(m->files, l->head) &&
+        weights_dir_find(m->files, names->other_head))
+        l->head = names->other_head;
+    if (m->files)
+        name = settle_tie(m, embed_name, l->head);
+    l->n_alloc =
+        MAX_OUTER_ITEMS + (m->cfg.stack.n_layers + m->cfg.block.token.n_layers) * MAX_LAYER_ITEMS;
     l->items = calloc(l->n_alloc, sizeof(*l->items));
     if (!l->items)
         return err_set(err, ERR_NO_ROOM, "list of %d weights: out of memory", l->n_alloc);
-    list_model(l, m, name);
+    if (is_block)
+        list_block_model(l, m, name);
+    else
+        list_model(l, m, name);
     return 0;
 }
 
@@ -328,23 +403,58 @@ static int list_resolve(struct list *l, struct model *m, struct err *err)
     return count_unused(m, l, err);
 }
 
-/* The tensor's data, copied when the file holds it where its type must not be read. */
-static int aligned_data(struct model *m, const struct safetensors_tensor *t, const void **data,
-                        struct err *err)
+/* Host memory that lives as long as the model: the backend may borrow it. */
+static void *keep_copy(struct model *m, const struct safetensors_tensor *t, struct err *err)
 {
-    void **list, *copy;
+    void **list = realloc(m->aligned, (m->n_aligned + 1) * sizeof(*list)), *copy;
 
-    *data = t->data;
-    if ((uintptr_t)t->data % dtype_bytes(t->dtype) == 0)
-        return 0;
-    list = realloc(m->aligned, (m->n_aligned + 1) * sizeof(*list));
     if (list)
         m->aligned = list;
     copy = list ? malloc(t->bytes) : NULL;
     if (!copy)
-        return err_set(err, ERR_NO_ROOM, "tensor %s: no memory for %zu bytes", t->name, t->bytes);
+        err_set(err, ERR_NO_ROOM, "tensor %s: no memory for %zu bytes", t->name, t->bytes);
+    else
+        m->aligned[m->n_aligned++] = copy;
+    return copy;
+}
+
+/* The tensor's data, copied when the file holds it where its type must not be read. */
+static int aligned_data(struct model *m, const struct safetensors_tensor *t, const void **data,
+                        struct err *err)
+{
+    void *copy;
+
+    *data = t->data;
+    if ((uintptr_t)t->data % dtype_bytes(t->dtype) == 0)
+        return 0;
+    copy = keep_copy(m, t, err);
+    if (!copy)
+        return ERR_NO_ROOM;
     memcpy(copy, t->data, t->bytes);
-    m->aligned[m->n_aligned++] = copy;
+    *data = copy;
+    return 0;
+}
+
+/* From [n_out, n_in, kernel] to [n_out, kernel, n_in]: a row as inputs side by side meet it. */
+static int kernel_outside(struct model *m, const struct item *it, const void **data,
+                          struct err *err)
+{
+    const struct safetensors_tensor *t = it->tensor[0];
+    size_t esize = dtype_bytes(t->dtype);
+    int n_in = it->n_in / it->kernel;
+    char *copy = keep_copy(m, t, err);
+
+    if (!copy)
+        return ERR_NO_ROOM;
+    for (int64_t o = 0; o < it->n_out[0]; o++) {
+        for (int i = 0; i < n_in; i++) {
+            for (int k = 0; k < it->kernel; k++)
+                memcpy(copy + (o * it->n_in + (int64_t)k * n_in + i) * (int64_t)esize,
+                       (const char *)t->data +
+                           (o * it->n_in + (int64_t)i * it->kernel + k) * (int64_t)esize,
+                       esize);
+        }
+    }
     *data = copy;
     return 0;
 }
@@ -375,7 +485,10 @@ static int item_load(struct model *m, struct item *it, enum dtype dtype, struct 
 
         weights_dir_prefetch(m->files, t);
         whole[p] = (struct weight_part){.dtype = t->dtype, .n_out = it->n_out[p], .n_in = it->n_in};
-        rc = aligned_data(m, t, &whole[p].host, err);
+        if (it->kernel > 1)
+            rc = kernel_outside(m, it, &whole[p].host, err);
+        else
+            rc = aligned_data(m, t, &whole[p].host, err);
     }
     if (rc == 0 && it->n_heads > 0) {
         parts = pieces = calloc((size_t)it->n_heads * 3, sizeof(*pieces));

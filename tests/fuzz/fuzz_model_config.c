@@ -68,6 +68,17 @@ static void check_config(const struct model_config *c)
     CHECK(model_config_max_dim(c) >= c->stack.dim);
     for (int i = 0; i < 3; i++)
         rope_inv_freq(freq, &c->stack.rope, lens[i]);
+    if (c->block.block_len) {
+        int lead = block_config_lead(&c->block, 3);
+
+        CHECK(lead >= 0);
+        CHECK(lead <= c->block.block_len);
+        CHECK(block_config_entries(&c->block, 0, c->max_seq_len) >= 1);
+        CHECK(c->block.n_prefix >= 1);
+        CHECK(c->block.start_id < c->vocab_size);
+        CHECK(c->block.token.head_dim >= 2);
+        rope_inv_freq(freq, &c->block.token.rope, 1);
+    }
     CHECK(!isnan(rope_scale(&c->stack.rope)));
 }
 

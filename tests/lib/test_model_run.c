@@ -138,6 +138,7 @@ int test_model_open(struct test_model *t, const struct test_model_params *params
         .dtype = params->dtype,
         .max_rows = params->max_rows,
         .max_logits = params->max_rows,
+        .max_items = params->max_items,
     };
     int rc;
 

@@ -24,6 +24,7 @@ struct test_model_params {
     bool random_weights;
     bool rings; /* windowed layers keep a ring instead of everything */
     int n_slots, max_positions, max_rows;
+    int max_items; /* of a Block Transformer */
 };
 
 struct test_model {

@@ -130,6 +130,61 @@ START_TEST(model_config__neox_keys)
 }
 END_TEST
 
+#define BLOCK                                                                                      \
+    "{\"model_type\": \"block_transformer\", \"vocab_size\": 100,"                                 \
+    "\"max_position_embeddings\": 64, \"block_length\": 4, \"n_prefix\": 2, \"embedder\":"         \
+    "{\"hidden_size\": 16}, \"block_decoder\": {\"model_type\": \"gpt_neox\", " SHAPE              \
+    "}, \"token_decoder\": {\"model_type\": \"gpt_neox\", \"hidden_size\": 32,"                    \
+    "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"intermediate_size\": 40}"
+
+/* A Block Transformer's two decoders, and the defaults of what is our own. */
+START_TEST(model_config__block_transformer)
+{
+    struct model_config c;
+    struct err err = {0};
+
+    put("config.json", BLOCK "}");
+    ck_assert_msg(model_config_load(&c, dir, &err) == 0, "%s", err.msg);
+    ck_assert_int_eq(c.block.block_len, 4);
+    ck_assert_int_eq(c.stack.dim, 64);
+    ck_assert_int_eq(c.stack.kind, STACK_NEOX);
+    ck_assert_int_eq(c.block.token.dim, 32);
+    ck_assert_int_eq(c.block.token.rope.dim, 2);
+    ck_assert(c.block.has_start_block && !c.block.pads_left && !c.block.shares_prefix_pos);
+    ck_assert(!c.block.projects);
+    ck_assert_int_eq(c.eos_ids[0], 0);
+    ck_assert_int_eq(c.max_seq_len, 64);
+    put("config.json",
+        BLOCK ", \"alignment\": \"left_pad\", \"start_block\": false, \"start_id\": 7,"
+              "\"token_positions\": \"generate\"}");
+    ck_assert_int_eq(model_config_load(&c, dir, &err), 0);
+    ck_assert(c.block.pads_left && !c.block.has_start_block && c.block.shares_prefix_pos);
+    ck_assert_int_eq(c.block.start_id, 7);
+}
+END_TEST
+
+/* How many tokens stand in front of a prompt, and how many blocks its sequence stores. */
+START_TEST(model_config__block_leads)
+{
+    struct block_config start = {.block_len = 4, .has_start_block = true};
+    struct block_config plain = {.block_len = 4};
+    struct block_config pads = {.block_len = 4, .pads_left = true};
+    static const int pad[] = {4, 3, 2, 1, 0, 3, 2, 1, 0};
+
+    for (int n = 0; n <= 8; n++) {
+        ck_assert_int_eq(block_config_lead(&start, n), 4);
+        ck_assert_int_eq(block_config_lead(&plain, n), n < 4 ? 4 : 0);
+        ck_assert_int_eq(block_config_lead(&pads, n), pad[n]);
+    }
+    /* The block that the last token lies in is not stored. */
+    ck_assert_int_eq(block_config_entries(&start, 5, 5), 2);
+    ck_assert_int_eq(block_config_entries(&start, 5, 8), 2);
+    ck_assert_int_eq(block_config_entries(&start, 5, 9), 3);
+    ck_assert_int_eq(block_config_entries(&plain, 4, 4), 1);
+    ck_assert_int_eq(block_config_entries(&plain, 4, 9), 2);
+}
+END_TEST
+
 /* Qwen2 always has q, k, v biases and slides only where use_sliding_window and the layer say so. */
 START_TEST(model_config__qwen2_windows)
 {
@@ -325,6 +380,8 @@ TEST_SUITE(model_config)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, model_config__llama_defaults);
     tcase_add_test(tc, model_config__neox_keys);
+    tcase_add_test(tc, model_config__block_transformer);
+    tcase_add_test(tc, model_config__block_leads);
     tcase_add_test(tc, model_config__mistral_absent_is_not_null);
     tcase_add_test(tc, model_config__qwen2_windows);
     tcase_add_test(tc, model_config__qwen3_defaults);
