@@ -13,43 +13,74 @@
 
 static_assert(sizeof(struct step_chunk) == CHUNK_WORDS * sizeof(int32_t), "chunks are int32s");
 
-int batch_init(struct batch *b, struct backend *be, int max_rows, int max_logits, int n_slots,
+static size_t round_up(size_t n)
+{
+    return (n + 15) / 16 * 16; /* parts start at 64 bytes */
+}
+
+/* Where a part lies: its host memory at *host, its device memory returned; *at moves behind it. */
+static const int32_t *part(const struct batch *b, int32_t **host, size_t n, size_t *at)
+{
+    const int32_t *device = b->device_block ? (int32_t *)b->device_block + *at : NULL;
+
+    *host = b->host_block ? b->host_block + *at : NULL;
+    *at += round_up(n);
+    return device;
+}
+
+/* Cuts the memory into its parts; returns how many words they take. */
+static size_t lay_out(struct batch *b)
+{
+    const struct block_config *c = b->params.block;
+    size_t tokens = (size_t)b->max_tokens, blocks = (size_t)b->params.max_rows, at = 0;
+    struct step_batch *d = &b->device;
+    const int32_t *chunks;
+    int32_t *host_chunks;
+
+    d->token = part(b, &b->rows.token, tokens, &at);
+    d->pos = part(b, &b->rows.pos, tokens, &at);
+    d->slot = part(b, &b->rows.slot, tokens, &at);
+    d->logit_row = part(b, &b->logit_row, (size_t)b->params.max_logits, &at);
+    if (c) {
+        d->rope_pos = part(b, &b->rows.rope_pos, tokens, &at);
+        d = &b->blocks.blocks;
+        b->blocks.block_token = part(b, &b->block.token, blocks * (size_t)c->block_len, &at);
+        d->pos = part(b, &b->block.pos, blocks, &at);
+        d->slot = part(b, &b->block.slot, blocks, &at);
+        b->blocks.context_row = part(b, &b->context_row, (size_t)b->params.max_logits, &at);
+    }
+    chunks = part(b, &host_chunks, (size_t)b->params.n_slots * CHUNK_WORDS, &at);
+    d->chunks = (const struct step_chunk *)chunks;
+    b->chunks = (struct step_chunk *)host_chunks;
+    return at;
+}
+
+int batch_init(struct batch *b, struct backend *be, const struct batch_params *params,
                struct err *err)
 {
-    size_t rows = ((size_t)max_rows + 15) / 16 * 16; /* parts start at 64 bytes */
-    size_t logits = ((size_t)max_logits + 15) / 16 * 16;
-    size_t words = 3 * rows + logits + (size_t)n_slots * CHUNK_WORDS;
+    const struct block_config *c = params->block;
     void *slot_token = NULL;
-    int32_t *at;
+    size_t words;
     int rc;
 
-    *b = (struct batch){
-        .be = be, .max_rows = max_rows, .max_logits = max_logits, .n_slots = n_slots};
+    *b = (struct batch){.be = be, .params = *params};
+    b->max_tokens = c ? params->max_logits * c->n_prefix : params->max_rows;
+    words = lay_out(b);
     b->block_bytes = words * sizeof(int32_t);
     b->host_block = calloc(words, sizeof(int32_t));
-    b->rope_len = calloc(rows, sizeof(int32_t));
+    b->rope_len = calloc((size_t)b->max_tokens, sizeof(int32_t));
     if (!b->host_block || !b->rope_len) {
-        rc = err_set(err, ERR_NO_ROOM, "batch: no memory for %d rows", max_rows);
+        rc = err_set(err, ERR_NO_ROOM, "batch: no memory for %d rows", params->max_rows);
         goto out;
     }
     rc = be->ops->alloc(be, &b->device_block, b->block_bytes, err);
     if (rc == 0)
-        rc = be->ops->alloc(be, &slot_token, (size_t)n_slots * sizeof(*b->slot_token), err);
+        rc = be->ops->alloc(be, &slot_token, (size_t)params->n_slots * sizeof(*b->slot_token), err);
     if (rc < 0)
         goto out;
     b->slot_token = slot_token;
-    b->device.slot_token = slot_token;
-    b->token = b->host_block;
-    b->pos = b->token + rows;
-    b->slot = b->pos + rows;
-    b->logit_row = b->slot + rows;
-    b->chunks = (struct step_chunk *)(b->logit_row + logits);
-    at = b->device_block;
-    b->device.token = at;
-    b->device.pos = at + rows;
-    b->device.slot = at + 2 * rows;
-    b->device.logit_row = at + 3 * rows;
-    b->device.chunks = (const struct step_chunk *)(at + 3 * rows + logits);
+    b->device.slot_token = b->blocks.blocks.slot_token = slot_token;
+    lay_out(b);
 out:
     if (rc < 0)
         batch_release(b);
@@ -67,7 +98,13 @@ void batch_release(struct batch *b)
     *b = (struct batch){0};
 }
 
-static void build_item(struct batch *b, const struct sched_item *item)
+/* A token of the sequence, counted from its first: negative ones are of its lead. */
+static int32_t token_at(const struct sched_seq *seq, int32_t at)
+{
+    return at < seq->n_tokens ? seq->tokens[at] : -1;
+}
+
+static void build_rows(struct batch *b, const struct sched_item *item)
 {
     const struct sched_seq *seq = item->seq;
     int32_t at = item->logit0;
@@ -75,9 +112,9 @@ static void build_item(struct batch *b, const struct sched_item *item)
     for (int32_t r = 0; r < item->n_rows; r++) {
         int32_t pos = item->pos0 + r;
 
-        b->token[item->row0 + r] = pos < seq->n_tokens ? seq->tokens[pos] : -1;
-        b->pos[item->row0 + r] = pos;
-        b->slot[item->row0 + r] = seq->slot;
+        b->rows.token[item->row0 + r] = token_at(seq, pos);
+        b->rows.pos[item->row0 + r] = pos;
+        b->rows.slot[item->row0 + r] = seq->slot;
         b->rope_len[item->row0 + r] = item->is_decode ? pos + 1 : seq->n_prompt;
     }
     if (!item->is_decode)
@@ -89,17 +126,80 @@ static void build_item(struct batch *b, const struct sched_item *item)
         b->logit_row[at++] = item->row0 + item->n_rows - 1;
 }
 
+static void build_blocks(struct batch *b, const struct sched_item *item)
+{
+    const struct sched_seq *seq = item->seq;
+    int len = b->params.block->block_len;
+
+    for (int32_t r = 0; r < item->n_rows; r++) {
+        int32_t row = item->row0 + r, pos = item->pos0 + r;
+
+        b->block.pos[row] = pos;
+        b->block.slot[row] = seq->slot;
+        for (int k = 0; k < len; k++)
+            b->block.token[row * len + k] = token_at(seq, pos * len + k - seq->lead);
+    }
+    if (!item->is_decode)
+        b->chunks[b->blocks.blocks.n_chunks++] = (struct step_chunk){
+            .slot = seq->slot, .row0 = item->row0, .n_rows = item->n_rows, .pos0 = item->pos0};
+}
+
+/* One block's rows for the token decoder; its row0 comes from the rows that are there already. */
+static void build_token(struct batch *b, const struct sched_item *item, int phase)
+{
+    const struct block_config *c = b->params.block;
+    int32_t row0 = b->device.n_rows, last = row0 + item->n_rows - 1, at = item->logit0;
+
+    for (int32_t r = 0; r < item->n_rows; r++) {
+        int32_t row = row0 + r, pos = phase == 0 ? r : c->n_prefix + phase - 1;
+
+        b->rows.token[row] = phase == 0 ? 0 : token_at(item->seq, item->pos0 - 1);
+        b->rows.pos[row] = pos;
+        b->rows.rope_pos[row] = c->shares_prefix_pos ? phase : pos;
+        b->rows.slot[row] = item->seat;
+    }
+    b->device.n_rows += item->n_rows;
+    b->context_row[b->blocks.n_items++] = item->context_row;
+    if (item->n_prompt_logits || item->samples)
+        b->logit_row[at] = last;
+}
+
 void batch_build(struct batch *b, const struct sched_step *step)
 {
-    CHECK(step->n_rows <= b->max_rows);
-    CHECK(step->n_logits <= b->max_logits);
-    CHECK(step->n_items - step->n_decode <= b->n_slots);
-    b->device.n_rows = step->n_rows;
-    b->device.n_decode = step->n_decode;
+    CHECK(step->n_logits <= b->params.max_logits);
+    b->device.n_rows = b->device.n_decode = b->device.n_chunks = 0;
+    b->blocks.blocks.n_chunks = b->blocks.n_items = 0;
     b->device.n_logits = step->n_logits;
-    b->device.n_chunks = 0;
-    for (int i = 0; i < step->n_items; i++)
-        build_item(b, &step->items[i]);
+    if (!b->params.block) {
+        CHECK(step->n_rows <= b->params.max_rows);
+        CHECK(step->n_items - step->n_decode <= b->params.n_slots);
+        b->device.n_rows = step->n_rows;
+        b->device.n_decode = step->n_decode;
+    }
+    CHECK(step->n_block_rows <= b->params.max_rows);
+    for (int i = 0; i < step->n_items; i++) {
+        const struct sched_item *item = &step->items[i];
+
+        switch (item->kind) {
+        case SCHED_ROWS:
+            build_rows(b, item);
+            break;
+        case SCHED_BLOCKS:
+            build_blocks(b, item);
+            break;
+        case SCHED_TOKEN:
+            build_token(b, item, step->phase);
+            break;
+        }
+    }
+    if (b->params.block) {
+        CHECK(b->device.n_rows <= b->max_tokens);
+        b->device.n_decode = b->device.n_rows;
+        b->blocks.blocks.n_rows = step->n_block_rows;
+        b->blocks.blocks.n_decode = step->n_block_decode;
+        b->blocks.from_context = step->phase == 0;
+        b->blocks.tokens = b->device;
+    }
 }
 
 int batch_upload(struct batch *b, struct err *err)

@@ -132,7 +132,7 @@ static int check_pool(const struct engine *e, const struct request *r, struct er
         return 0;
     return err_set(err, ERR_CONTEXT,
                    "%d tokens take %lld pages of %lld bytes, and the key-value pool has %lld",
-                   (int)r->seq.need.n_limit, (long long)r->seq.need.n_pages_limit,
+                   (int)r->seq.n_limit, (long long)r->seq.need.n_pages_limit,
                    (long long)e->info.page_bytes, (long long)e->info.n_pages);
 }
 

@@ -54,6 +54,7 @@ struct engine_info {
     const char *plan_json; /* kind, convention and density of the plan, at the context's length */
     int vocab_size, max_seq_len, n_layers, n_heads, n_kv_heads, head_dim;
     int max_batch, bos_id; /* bos_id -1: the tokenizer adds none */
+    bool takes_empty_prompts;
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
     int64_t n_pages, page_bytes;
     bool has_chat_template;
@@ -107,7 +108,7 @@ void sampling_params_init(struct sampling_params *p);
 
 struct engine_request {
     const int32_t *prompt; /* [n_prompt] borrowed during submit */
-    int n_prompt;
+    int n_prompt;          /* 0 only where engine_info.takes_empty_prompts */
     struct sampling_params sampling;
     const char *cache_salt; /* prompts share pages only where it is equal; NULL is ""; borrowed */
     int priority;           /* lower is served sooner; equal ones in the order of arrival */

@@ -44,7 +44,7 @@ static void dump_list(const struct sched_list *list, const char *name, struct st
                     "\"done\":%d,\"limit\":%d,\"pages_limit\":%lld,\"growable\":%s,"
                     "\"preempted\":%d}",
                     n ? "," : "", (unsigned long long)r->id, state_names[s->state], s->slot,
-                    (int)s->n_prompt, (int)s->n_tokens, (int)s->n_done, (int)s->need.n_limit,
+                    (int)s->n_prompt, (int)s->n_tokens, (int)s->n_done, (int)s->n_limit,
                     (long long)s->need.n_pages_limit, s->need.growable ? "true" : "false",
                     s->n_preempted);
     }

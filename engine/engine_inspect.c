@@ -36,9 +36,15 @@ struct cost {
     double density_query, density_kv;
 };
 
+/* Positions of keys that n tokens take, a Block Transformer's blocks. */
+static int entries_at(const struct inspection *in, int n)
+{
+    return in->cfg->block.block_len ? block_config_entries(&in->cfg->block, 0, n) : n;
+}
+
 static int cost_at(const struct inspection *in, int n, struct cost *out, struct err *err)
 {
-    int n_heads = kv_shape_heads(&in->shape);
+    int n_heads = kv_shape_heads(&in->shape), n_entries = entries_at(in, n);
     struct kv_geom *geom = calloc((size_t)n_heads, sizeof(*geom));
     int32_t *window = calloc((size_t)in->shape.n_layers * in->shape.n_heads, sizeof(*window));
     int64_t n_pages = 0;
@@ -48,16 +54,16 @@ static int cost_at(const struct inspection *in, int n, struct cost *out, struct 
         rc = err_set(err, ERR_NO_ROOM, "inspect: out of memory");
         goto out;
     }
-    plan_geometry(in->plan, n, geom, window);
+    plan_geometry(in->plan, n_entries, geom, window);
     for (int i = 0; i < n_heads; i++)
-        n_pages += kv_geom_pages(geom[i], n, in->shape.page_entries);
+        n_pages += kv_geom_pages(geom[i], n_entries, in->shape.page_entries);
     *out = (struct cost){.n = n,
-                         .slots_query = plan_query_slots(in->plan, n),
-                         .slots_kv = plan_kv_slots(in->plan, n),
+                         .slots_query = plan_query_slots(in->plan, n_entries),
+                         .slots_kv = plan_kv_slots(in->plan, n_entries),
                          .bytes_per_seq = n_pages * (int64_t)kv_page_bytes(&in->shape),
-                         .density_kv = plan_kv_density(in->plan, n)};
+                         .density_kv = plan_kv_density(in->plan, n_entries)};
     out->density_query =
-        (double)out->slots_query / ((double)in->shape.n_layers * in->shape.n_heads * n);
+        (double)out->slots_query / ((double)in->shape.n_layers * in->shape.n_heads * n_entries);
     out->max_batch = out->bytes_per_seq > 0 ? in->kv_bytes / out->bytes_per_seq : 0;
 out:
     free(geom);
@@ -106,6 +112,8 @@ static int reckon(struct inspection *in, const struct config *config,
     in->weight_bytes = model_config_weight_bytes(cfg, in->dtype);
     in->bytes_per_token = 2 * (int64_t)kv_shape_heads(&in->shape) * cfg->stack.head_dim *
                           (int64_t)dtype_bytes(in->dtype);
+    if (cfg->block.block_len)
+        in->bytes_per_token /= cfg->block.block_len;
     in->kv_bytes = kv_budget(in, config);
     return 0;
 }
@@ -135,6 +143,15 @@ static int write_json(const struct inspection *in, struct strbuf *out, struct er
                 cfg->vocab_size, cfg->stack.dim, cfg->stack.n_layers, cfg->stack.n_heads,
                 cfg->stack.n_kv_heads, cfg->stack.head_dim, cfg->stack.ffn_dim, cfg->max_seq_len,
                 cfg->tie_embeddings ? "true" : "false");
+    if (cfg->block.block_len)
+        strbuf_addf(out,
+                    ",\"block_len\":%d,\"n_prefix\":%d,\"token_decoder\":{\"dim\":%d,"
+                    "\"n_layers\":%d,\"n_heads\":%d,\"n_kv_heads\":%d,\"head_dim\":%d,"
+                    "\"ffn_dim\":%d}",
+                    cfg->block.block_len, cfg->block.n_prefix, cfg->block.token.dim,
+                    cfg->block.token.n_layers, cfg->block.token.n_heads,
+                    cfg->block.token.n_kv_heads, cfg->block.token.head_dim,
+                    cfg->block.token.ffn_dim);
     strbuf_addf(out, ",\"dtype\":\"%s\",\"params\":%lld,\"weights_bytes\":%lld",
                 dtype_name(in->dtype), (long long)in->n_params, (long long)in->weight_bytes);
     strbuf_addf(out, ",\"page_entries\":%d,\"page_bytes\":%zu,\"kv_bytes_per_token\":%lld,",
@@ -177,6 +194,13 @@ static void write_model(const struct inspection *in, const char *dir, struct str
                 cfg->stack.n_layers, cfg->stack.dim, cfg->stack.ffn_dim);
     strbuf_addf(out, "  %-26s%d query, %d key-value, of %d\n", "heads", cfg->stack.n_heads,
                 cfg->stack.n_kv_heads, cfg->stack.head_dim);
+    if (cfg->block.block_len)
+        strbuf_addf(out,
+                    "  %-26sof %d tokens become %d prefixes of %d layers, dim %d, ffn %d, heads "
+                    "%d of %d\n",
+                    "blocks", cfg->block.block_len, cfg->block.n_prefix, cfg->block.token.n_layers,
+                    cfg->block.token.dim, cfg->block.token.ffn_dim, cfg->block.token.n_heads,
+                    cfg->block.token.head_dim);
     strbuf_addf(out, "  %-26s%d tokens, context %d\n", "vocabulary", cfg->vocab_size,
                 cfg->max_seq_len);
     strbuf_addf(out, "  %-26s%lld (%.3g B)\n", "parameters", (long long)in->n_params,

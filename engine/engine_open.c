@@ -92,6 +92,10 @@ int engine_plan_open(struct plan **out, const struct config *config, const struc
             plan_open(out, config->plan, shape, (enum plan_convention)config->span_convention, err);
     if (rc < 0)
         return rc;
+    if (mc->block.block_len && strcmp(config->plan, "dense") != 0)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "plan %.200s: a Block Transformer keeps every block; want dense",
+                       config->plan);
     plan_set_length(*out, length);
     for (int layer = 0; layer < mc->stack.n_layers; layer++) {
         if (mc->window[layer] < max_seq_len)
@@ -112,15 +116,18 @@ static int open_plan(struct engine *e, const struct config *config, struct err *
 static int open_backend(struct engine *e, const struct config *config, struct err *err)
 {
     const struct model_config *mc = &e->model_config;
+    const struct block_config *b = e->env.block;
+    int max_logits = config->max_batch + ENGINE_PROMPT_LOGITS;
+    int max_rows = config->max_batch + config->chunk_tokens;
     struct backend_params params = {
         .device = config->device,
         .dtype = engine_dtype(config, mc),
         .n_threads = config->threads,
         .pin_threads = config->pin_threads,
-        .max_rows = config->max_batch + config->chunk_tokens,
+        .max_rows = max_int(max_rows, b ? max_logits * b->n_prefix : 0),
         .max_dim = model_config_max_dim(mc),
         .max_vocab = mc->vocab_size,
-        .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
+        .max_logits = max_logits,
         .max_positions = e->env.max_seq_len,
     };
 
@@ -144,6 +151,7 @@ static int open_model(struct engine *e, const struct config *config, struct err 
         .dtype = engine_dtype(config, &e->model_config),
         .max_rows = config->max_batch + config->chunk_tokens,
         .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
+        .max_items = config->max_batch + ENGINE_PROMPT_LOGITS,
         .progress = on_load,
         .progress_arg = e,
     };
@@ -205,7 +213,13 @@ static int64_t pool_bytes(const struct engine *e, const struct config *config)
     return (int64_t)(config->gpu_memory_fraction * (used + (double)device_free) - used);
 }
 
-/* Pages and page-table entries of one sequence of n tokens under the plan. */
+/* Positions of keys that a sequence of n tokens may take. */
+static int entries_at(const struct engine *e, int n)
+{
+    return e->env.block ? block_config_entries(e->env.block, 0, n) : n;
+}
+
+/* Pages and page-table entries of one sequence of n positions under the plan. */
 static int64_t pages_at(const struct engine *e, int n, int64_t *bytes, struct err *err)
 {
     const struct kv_shape *shape = &e->env.shape;
@@ -231,7 +245,8 @@ static int open_kv(struct engine *e, const struct config *config, struct err *er
     int64_t page_bytes = (int64_t)kv_page_bytes(shape);
     int64_t budget = pool_bytes(e, config);
     int64_t one_bytes, least_bytes, table;
-    int64_t one = pages_at(e, e->env.max_seq_len, &one_bytes, err);
+    int n_most = entries_at(e, e->env.max_seq_len);
+    int64_t one = pages_at(e, n_most, &one_bytes, err);
     int64_t least = pages_at(e, 2, &least_bytes, err);
     int64_t n_pages = min64(budget / page_bytes, INT32_MAX);
     int rc;
@@ -262,18 +277,26 @@ static uint64_t id_of(const struct sched_seq *seq)
 
 static int open_steps(struct engine *e, const struct config *config, struct err *err)
 {
+    const struct block_config *block = e->env.block;
     int max_logits = config->max_batch + ENGINE_PROMPT_LOGITS;
+    int max_items = block ? config->max_batch + max_logits : config->max_batch;
     int most_seen = e->env.max_seq_len < e->env.vocab_size ? e->env.max_seq_len : e->env.vocab_size;
     struct sched_params sched = {.max_batch = config->max_batch,
                                  .chunk_tokens = config->chunk_tokens,
                                  .max_logits = max_logits,
-                                 .max_seen = max_int(config->max_batch * SEEN_PER_SEQ, most_seen)};
+                                 .max_seen = max_int(config->max_batch * SEEN_PER_SEQ, most_seen),
+                                 .block_len = block ? block->block_len : 0,
+                                 .n_prefix = block ? block->n_prefix : 0};
     struct sampler_params sampler = {
         .max_logits = max_logits,
         .max_batch = config->max_batch,
         .max_bias = config->max_batch * (REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
         .max_seen = sched.max_seen,
         .vocab_size = e->env.vocab_size};
+    struct batch_params batch = {.max_rows = config->max_batch + config->chunk_tokens,
+                                 .max_logits = max_logits,
+                                 .n_slots = config->max_batch,
+                                 .block = block};
     bool on = config->run_ahead == CONFIG_RUN_AHEAD_ON;
     int rc = scheduler_init(&e->sched, &sched, &e->kv, err);
 
@@ -282,7 +305,7 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
     e->use_graphs = config->cuda_graphs;
     e->run_ahead = on ? BACKEND_STEPS - 1 : 0;
     if (rc == 0 && config->prefix_cache) {
-        rc = prefix_cache_init(&e->cache, &e->kv, err);
+        rc = prefix_cache_init(&e->cache, &e->kv, block ? block->block_len : 1, err);
         e->cache_refs = calloc((size_t)e->kv.pool.n_pages, sizeof(*e->cache_refs));
         if (rc == 0 && !e->cache_refs)
             rc = err_set(err, ERR_NO_ROOM, "prefix cache: no memory for page counts");
@@ -290,12 +313,14 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
     }
 
     if (rc == 0)
-        rc = batch_init(&e->batch, e->be, config->max_batch + config->chunk_tokens, max_logits,
-                        config->max_batch, err);
+        rc = batch_init(&e->batch, e->be, &batch, err);
     if (rc == 0)
         rc = sampler_init(&e->sampler, e->be, &sampler, err);
     if (rc == 0)
-        rc = engine_steps_init(e, config->max_batch, max_logits, err);
+        rc = engine_steps_init(e, max_items, max_logits, err);
+    if (rc == 0 && block && config->trace && *config->trace)
+        rc = err_set(err, ERR_UNSUPPORTED,
+                     "trace: decisions about a Block Transformer's steps are not recorded");
     if (rc == 0)
         rc = step_trace_open(&e->trace, config->trace, id_of, &e->sched, err);
     return rc;
@@ -381,6 +406,7 @@ static void fill_info(struct engine *e, const struct config *config)
         .head_dim = mc->stack.head_dim,
         .max_batch = config->max_batch,
         .bos_id = e->tokenizer ? tokenizer_bos(e->tokenizer) : -1,
+        .takes_empty_prompts = e->env.block != NULL,
         .n_params = model_config_params(mc),
         .weight_bytes = (int64_t)model_weight_bytes(e->model),
         .kv_bytes = (int64_t)e->kv.pool.n_pages * (int64_t)kv_page_bytes(&e->env.shape),
@@ -425,6 +451,7 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
         rc = read_limits(e, config, err);
     if (rc < 0)
         return rc;
+    e->env.block = mc->block.block_len ? &mc->block : NULL;
     e->env.vocab_size = mc->vocab_size;
     e->env.eos_ids = mc->eos_ids;
     e->env.n_eos = mc->n_eos;

@@ -43,7 +43,7 @@ struct live_table {
 /* A step on its way: queued, its results not yet taken. See engine_step.h. */
 struct engine_step {
     struct sched_item *items; /* [n_items]; seq is NULL where nobody waits for the results */
-    int n_items, n_rows, n_decode;
+    int n_items, n_rows, n_decode, n_prompt;
     struct sampler_results results;
     bool blocks_next; /* it must be taken before another is planned */
     int64_t number;   /* the backend's */

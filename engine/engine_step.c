@@ -11,16 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-int engine_steps_init(struct engine *e, int max_batch, int max_logits, struct err *err)
+int engine_steps_init(struct engine *e, int max_items, int max_logits, struct err *err)
 {
     int rc = 0;
 
     for (int i = 0; i < BACKEND_STEPS && rc == 0; i++) {
         struct engine_step *step = &e->steps[i];
 
-        step->items = calloc((size_t)max_batch, sizeof(*step->items));
+        step->items = calloc((size_t)max_items, sizeof(*step->items));
         if (!step->items)
-            rc = err_set(err, ERR_NO_ROOM, "steps: no memory for %d sequences", max_batch);
+            rc = err_set(err, ERR_NO_ROOM, "steps: no memory for %d sequences", max_items);
         else
             rc = sampler_results_init(&step->results, e->be, max_logits, err);
     }
@@ -87,7 +87,7 @@ static void add_logit_rows(struct engine *e, const struct sched_step *step)
         struct request *r = request_of(item->seq);
 
         for (int k = 0; k < item->n_prompt_logits; k++)
-            sampler_add_prompt(&e->sampler, r, sched_item_logit_pos(item, k) + 1);
+            sampler_add_prompt(&e->sampler, r, sched_item_logit_token(item, k));
         if (item->samples)
             sampler_add_draw(&e->sampler, r);
     }
@@ -103,13 +103,16 @@ static int forward(struct engine *e, struct err *err)
     const struct backend_ops *ops = e->be->ops;
     const struct step_batch *b = &e->batch.device;
     const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
-    bool is_graph =
-        e->use_graphs && !rope_len && b->n_decode == b->n_rows && b->n_logits == b->n_rows;
+    bool is_graph = e->use_graphs && !e->env.block && !rope_len && b->n_decode == b->n_rows &&
+                    b->n_logits == b->n_rows;
     int rc = is_graph ? ops->graph_begin(e->be, b->n_rows, err) : 0;
 
     if (rc)
         return rc < 0 ? rc : 0;
-    rc = model_forward(e->model, b, &e->kv_memory.view, rope_len, err);
+    if (e->env.block)
+        rc = model_forward_blocks(e->model, &e->batch.blocks, &e->kv_memory.view, err);
+    else
+        rc = model_forward(e->model, b, &e->kv_memory.view, rope_len, err);
     if (is_graph) {
         int end_rc = ops->graph_end(e->be, rc == 0, err);
 
@@ -146,6 +149,7 @@ static void keep(struct engine_step *step, const struct sched_step *plan)
     step->n_items = plan->n_items;
     step->n_rows = plan->n_rows;
     step->n_decode = plan->n_decode;
+    step->n_prompt = plan->n_prompt;
     step->err = (struct err){0};
     step->blocks_next = false;
     for (int i = 0; i < plan->n_items; i++) {
@@ -223,9 +227,9 @@ static void take_prompt_logits(const struct engine_step *step, const struct sche
                                struct request *r)
 {
     for (int k = 0; k < item->n_prompt_logits; k++)
-        r->prompt_tokens[sched_item_logit_pos(item, k) + 1] =
+        r->prompt_tokens[sched_item_logit_token(item, k)] =
             sampler_token(&step->results, item->logit0 + k, r->sampling.n_prompt_logprobs);
-    if (r->prompt_tokens && !r->prompt_told && item->pos0 + item->n_rows >= r->seq.n_prompt)
+    if (r->prompt_tokens && !r->prompt_told && item->ends_prompt)
         r->prompt_told = r->prompt_ready = true;
 }
 
@@ -240,7 +244,7 @@ static int take_item(struct engine *e, const struct engine_step *step,
     take_prompt_logits(step, item, r);
     if (!item->samples) {
         /* max_tokens 0: the prompt was all. */
-        if (item->pos0 + item->n_rows == r->seq.need.n_limit)
+        if (item->ends)
             engine_step_end_request(e, r, FINISH_LENGTH, NULL);
         else
             request_tell(r, &e->outbox);
@@ -284,7 +288,7 @@ struct engine_pages engine_count_pages(const struct engine *e)
 static void count_step(struct engine *e, const struct engine_step *step, int n_new)
 {
     struct stats_step add = {.end_ns = clock_ns(),
-                             .n_prompt_rows = step->n_rows - step->n_decode,
+                             .n_prompt_rows = step->n_prompt,
                              .n_decode_rows = step->n_decode,
                              .n_new_tokens = n_new,
                              .n_waiting = e->sched.waiting.n,
@@ -315,8 +319,6 @@ void engine_step_take(struct engine *e)
     pthread_mutex_unlock(&e->mu);
     rc = e->be->ops->step_wait(e->be, step->number, &step->err);
     pthread_mutex_lock(&e->mu);
-    e->first_step = (e->first_step + 1) % BACKEND_STEPS;
-    e->n_queued--;
     if (rc < 0 || step->rc < 0) {
         fail_step(e, step);
     } else {
@@ -328,5 +330,8 @@ void engine_step_take(struct engine *e)
                 n_new += take_item(e, step, &step->items[i], now_ns);
         }
     }
+    /* Only now: who ends may have further items in it, and they are to be dropped. */
+    e->first_step = (e->first_step + 1) % BACKEND_STEPS;
+    e->n_queued--;
     count_step(e, step, n_new);
 }

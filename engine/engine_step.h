@@ -20,7 +20,8 @@
 
 #include "engine/engine_state.h"
 
-int engine_steps_init(struct engine *e, int max_batch, int max_logits, struct err *err);
+/* max_items: of a step. */
+int engine_steps_init(struct engine *e, int max_items, int max_logits, struct err *err);
 void engine_steps_release(struct engine *e); /* accepts half-built */
 
 /* Plans the next step and queues it. False when nothing can run before the oldest step is taken. */

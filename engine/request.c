@@ -106,7 +106,7 @@ static int check_request(const struct engine_request *req, const struct request_
         rc = check_lists(p, env, err);
     if (rc < 0)
         return rc;
-    if (req->n_prompt < 1)
+    if (req->n_prompt < (env->block ? 0 : 1))
         return err_set(err, ERR_INVALID, "the prompt is empty");
     if ((int64_t)req->n_prompt + p->max_tokens > env->max_seq_len)
         return err_set(err, ERR_CONTEXT,
@@ -148,7 +148,7 @@ static int counts_init(struct request *r, struct err *err)
 {
     const struct sampling_params *p = &r->sampling;
     struct token_counts *c = &r->counts;
-    int n_max = r->seq.need.n_limit < r->env->vocab_size ? r->seq.need.n_limit : r->env->vocab_size;
+    int n_max = r->seq.n_limit < r->env->vocab_size ? r->seq.n_limit : r->env->vocab_size;
 
     if (p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
         p->frequency_penalty == 0.0f)
@@ -215,7 +215,8 @@ static int geometry_init(struct request *r, struct err *err)
 {
     const struct request_env *env = r->env;
     const struct kv_shape *shape = &env->shape;
-    int n_limit = r->seq.n_prompt + r->sampling.max_tokens;
+    int n_limit = env->block ? block_config_entries(env->block, r->seq.n_prompt, r->seq.n_limit)
+                             : r->seq.n_limit;
     struct kv_geom *geom = arena_array(&r->arena, (size_t)kv_shape_heads(shape), sizeof(*geom));
     int32_t *window =
         arena_array(&r->arena, (size_t)shape->n_layers * shape->n_heads, sizeof(*window));
@@ -315,11 +316,12 @@ int request_new(struct request **out, const struct request_env *env,
 {
     int64_t n_limit = (int64_t)req->n_prompt + req->sampling.max_tokens;
     struct request *r;
-    int32_t *stop_ids;
-    int rc = check_request(req, env, err);
+    int32_t *stop_ids, *tokens;
+    int lead, rc = check_request(req, env, err);
 
     if (rc < 0)
         return rc;
+    lead = env->block ? block_config_lead(env->block, req->n_prompt) : 0;
     r = calloc(1, sizeof(*r));
     if (!r)
         return no_room(err);
@@ -331,13 +333,17 @@ int request_new(struct request **out, const struct request_env *env,
     r->sampling = req->sampling;
     /* What is not a token's is heads and stop strings. */
     arena_init(&r->arena, (size_t)n_limit * BYTES_PER_TOKEN + ARENA_EXTRA, ARENA_CHUNK);
-    r->tokens = arena_array(&r->arena, (size_t)n_limit, sizeof(*r->tokens));
+    tokens = arena_array(&r->arena, (size_t)(lead + n_limit), sizeof(*tokens));
     stop_ids = arena_array(&r->arena, (size_t)req->sampling.n_stop_ids, sizeof(*stop_ids));
-    if (!r->tokens || !stop_ids) {
+    if (!tokens || !stop_ids) {
         rc = no_room(err);
         goto out;
     }
-    memcpy(r->tokens, req->prompt, (size_t)req->n_prompt * sizeof(*r->tokens));
+    for (int i = 0; i < lead; i++)
+        tokens[i] = env->block->start_id;
+    r->tokens = tokens + lead;
+    if (req->n_prompt)
+        memcpy(r->tokens, req->prompt, (size_t)req->n_prompt * sizeof(*r->tokens));
     if (req->sampling.n_stop_ids)
         memcpy(stop_ids, req->sampling.stop_ids,
                (size_t)req->sampling.n_stop_ids * sizeof(*stop_ids));
@@ -349,10 +355,14 @@ int request_new(struct request **out, const struct request_env *env,
     r->sampling.grammar = NULL;
     r->seq.owner = r;
     r->seq.tokens = r->tokens;
+    r->seq.lead = lead;
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
+    r->seq.n_limit = (int32_t)n_limit;
     r->seq.priority = req->priority;
     r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
-    if (req->sampling.prompt_logprobs_at > 0) /* a token's logits stand in the row before it */
+    if (env->block)
+        r->seq.first_logits_row = req->sampling.prompt_logprobs_at;
+    else if (req->sampling.prompt_logprobs_at > 0) /* a token's logits stand in the row before it */
         r->seq.first_logits_row = req->sampling.prompt_logprobs_at - 1;
     r->seq.slot = -1;
     r->stop_token = -1;
@@ -461,7 +471,7 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
     size_t at = r->pending.len;
 
     CHECK(r->finish == FINISH_NONE);
-    CHECK(r->seq.n_tokens < r->seq.need.n_limit);
+    CHECK(r->seq.n_tokens < r->seq.n_limit);
     if (!held_grow(r)) {
         r->error = "out of memory for held-back tokens";
         r->finish = FINISH_ERROR;
@@ -487,7 +497,7 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
         r->stop_token = token->id;
     } else if (!is_end && is_complete && !flush_text(r)) {
         r->finish = FINISH_STOP; /* its grammar leaves nothing to add */
-    } else if (!is_end && r->seq.n_tokens == r->seq.need.n_limit && !flush_text(r)) {
+    } else if (!is_end && r->seq.n_tokens == r->seq.n_limit && !flush_text(r)) {
         r->finish = FINISH_LENGTH;
     }
     return r->finish;

@@ -16,6 +16,7 @@
 #include "base/arena.h"
 #include "engine/backend.h"
 #include "engine/engine.h"
+#include "engine/model/model.h"
 #include "engine/outbox.h"
 #include "engine/plan/plan.h"
 #include "engine/scheduler.h"
@@ -33,6 +34,7 @@ struct tokenizer;
 struct request_env {
     const struct tokenizer *tokenizer; /* NULL: there is no text */
     const struct plan *plan;
+    const struct block_config *block; /* NULL: the model is no Block Transformer */
     struct kv_shape shape;
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
@@ -58,7 +60,7 @@ struct request {
     uint64_t id;
     int64_t n_bytes; /* memory that it was made with, for request_memory_bytes */
     atomic_bool cancel;
-    int32_t *tokens;              /* [n_prompt + max_tokens] */
+    int32_t *tokens;              /* [n_prompt + max_tokens], seq.lead more in front */
     struct sample_bias *bias;     /* [n_bias] the client's */
     struct sample_bias *bias_min; /* [n_bias_min] the same, and what min_tokens bans */
     int n_bias, n_bias_min;

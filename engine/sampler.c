@@ -164,7 +164,8 @@ void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
 {
     int n_top = r->sampling.n_prompt_logprobs;
 
-    CHECK(pos > 0 && pos < r->seq.n_prompt);
+    CHECK(pos >= 0);
+    CHECK(pos < r->seq.n_prompt);
     *add_row(s, n_top) = (struct sample_row){.temperature = 1.0f,
                                              .top_p = 1.0f,
                                              .repetition_penalty = 1.0f,

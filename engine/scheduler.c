@@ -1,7 +1,7 @@
 /*
  * scheduler - which rows run in the next step. See scheduler.h.
  */
-#include "engine/scheduler.h"
+#include "engine/scheduler_impl.h"
 
 #include "base/check.h"
 #include "base/err.h"
@@ -57,17 +57,20 @@ static void list_remove(struct sched_list *list, struct sched_seq *seq)
 int scheduler_init(struct scheduler *s, const struct sched_params *params, struct kv_slots *kv,
                    struct err *err)
 {
-    size_t n = (size_t)params->max_batch;
+    /* A Block Transformer's sequence may have rows of both decoders; prompts more of the second. */
+    bool blocks = params->block_len > 0;
+    size_t n = (size_t)params->max_batch, n_items = blocks ? n + (size_t)params->max_logits : n;
 
     CHECK(params->max_batch > 0);
     CHECK(params->max_batch <= kv->n_slots);
     CHECK(params->chunk_tokens > 0);
     CHECK(params->max_logits > params->max_batch);
     *s = (struct scheduler){.params = *params, .kv = kv, .next_order = 1};
-    s->step.items = calloc(n, sizeof(*s->step.items));
+    s->step.items = calloc(n_items, sizeof(*s->step.items));
+    s->blocks = blocks ? calloc((size_t)params->max_logits, sizeof(*s->blocks)) : NULL;
     s->step.admitted = calloc(n, sizeof(*s->step.admitted));
     s->step.preempted = calloc(n, sizeof(*s->step.preempted));
-    if (!s->step.items || !s->step.admitted || !s->step.preempted) {
+    if (!s->step.items || !s->step.admitted || !s->step.preempted || (blocks && !s->blocks)) {
         scheduler_release(s);
         return err_set(err, ERR_NO_ROOM, "scheduler: no memory for %d sequences",
                        params->max_batch);
@@ -79,6 +82,7 @@ void scheduler_release(struct scheduler *s)
 {
     if (!s)
         return;
+    free(s->blocks);
     free(s->step.items);
     free(s->step.admitted);
     free(s->step.preempted);
@@ -93,9 +97,10 @@ bool scheduler_could_hold(const struct scheduler *s, const struct sched_seq *seq
 void scheduler_add(struct scheduler *s, struct sched_seq *seq)
 {
     CHECK(seq->state == SEQ_IDLE);
-    CHECK(seq->n_prompt > 0);
+    CHECK(seq->n_prompt + seq->lead > 0);
     CHECK(seq->n_tokens == seq->n_prompt);
-    CHECK(seq->need.n_limit >= seq->n_prompt);
+    CHECK(seq->n_limit >= seq->n_prompt);
+    CHECK(s->params.block_len > 0 || seq->need.n_limit == seq->n_limit);
     CHECK(scheduler_could_hold(s, seq));
     seq->state = SEQ_WAITING;
     seq->n_pending = 0;
@@ -113,6 +118,7 @@ static void unseat(struct scheduler *s, struct sched_seq *seq)
 {
     list_remove(&s->running, seq);
     kv_slot_give(s->kv, seq->slot);
+    scheduler_forget_blocks(s, seq);
     s->n_seen -= seq->n_seen_max;
     seq->slot = -1;
     seq->n_done = 0;
@@ -151,10 +157,9 @@ static struct sched_seq *victim_behind(const struct scheduler *s, const struct s
     return victim == seq ? NULL : victim;
 }
 
-/* False when seq must sit this step out. */
-static bool make_room(struct scheduler *s, struct sched_seq *seq, int32_t n_tokens)
+bool scheduler_make_room(struct scheduler *s, struct sched_seq *seq, int32_t n)
 {
-    while (!kv_slot_grow(s->kv, seq->slot, n_tokens)) {
+    while (!kv_slot_grow(s->kv, seq->slot, n)) {
         struct sched_seq *victim = victim_behind(s, seq);
 
         if (!victim)
@@ -164,7 +169,7 @@ static bool make_room(struct scheduler *s, struct sched_seq *seq, int32_t n_toke
     return true;
 }
 
-static struct sched_item *add_item(struct scheduler *s, struct sched_seq *seq, int32_t n_rows)
+struct sched_item *scheduler_add_item(struct scheduler *s, struct sched_seq *seq, int32_t n_rows)
 {
     struct sched_step *step = &s->step;
     struct sched_item *item = &step->items[step->n_items++];
@@ -175,9 +180,19 @@ static struct sched_item *add_item(struct scheduler *s, struct sched_seq *seq, i
                                 .pos0 = seq->n_done,
                                 .logit0 = step->n_logits};
     step->n_rows += n_rows;
+    return item;
+}
+
+/* An item whose rows are tokens. */
+static struct sched_item *add_rows(struct scheduler *s, struct sched_seq *seq, int32_t n_rows)
+{
+    struct sched_item *item = scheduler_add_item(s, seq, n_rows);
+    int32_t end = seq->n_done + n_rows;
+
     /* A row gives a token only where the sequence ends, and only when one is still wanted. */
-    item->samples =
-        seq->n_done + n_rows == sched_seq_len(seq) && sched_seq_len(seq) < seq->need.n_limit;
+    item->samples = end == sched_seq_len(seq) && end < seq->n_limit;
+    item->ends_prompt = end >= seq->n_prompt;
+    item->ends = end == seq->n_limit;
     return item;
 }
 
@@ -190,12 +205,12 @@ static void plan_decode_rows(struct scheduler *s)
         if (seq->state != SEQ_DECODE)
             continue;
         CHECK(seq->n_done < sched_seq_len(seq));
-        CHECK(sched_seq_len(seq) < seq->need.n_limit);
-        if (!make_room(s, seq, seq->n_done + 1)) {
+        CHECK(sched_seq_len(seq) < seq->n_limit);
+        if (!scheduler_make_room(s, seq, seq->n_done + 1)) {
             s->step.n_stalled++;
             continue;
         }
-        item = add_item(s, seq, 1);
+        item = add_rows(s, seq, 1);
         item->is_decode = true;
         s->step.n_decode++;
         s->step.n_logits += item->samples;
@@ -215,36 +230,57 @@ static int64_t growth_headroom(const struct scheduler *s)
     return to_come < most ? to_come : most;
 }
 
+/* Tokens of a page, and a sequence's from its lead on: what the cache compares. */
+static int32_t page_tokens(const struct scheduler *s)
+{
+    return s->kv->shape.page_entries * scheduler_entry_tokens(s);
+}
+
+static const int32_t *lead_tokens(const struct sched_seq *seq)
+{
+    return seq->tokens - seq->lead;
+}
+
 /* Tokens of whole pages that a prompt may take from others: its last row must be computed. */
 static int32_t shareable(const struct scheduler *s, const struct sched_seq *seq)
 {
     int32_t page = s->kv->shape.page_entries;
+    int32_t n_pages = (scheduler_prompt_entries(s, seq) - 1) / page;
 
-    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits
-               ? (seq->n_prompt - 1) / page * page
-               : 0;
+    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits ? n_pages * page_tokens(s)
+                                                                       : 0;
 }
 
 /* Is somebody about to compute more of seq's beginning than is known? */
 static bool is_being_computed(const struct scheduler *s, const struct sched_seq *seq,
                               int32_t n_known)
 {
-    int32_t page = s->kv->shape.page_entries, most = shareable(s, seq);
+    int32_t page = page_tokens(s), most = shareable(s, seq);
+    const int32_t *mine = lead_tokens(seq);
 
     for (const struct sched_seq *r = s->running.head; r; r = r->next) {
-        int32_t n = n_known, end = min32(most, r->n_prompt / page * page);
+        const int32_t *theirs = lead_tokens(r);
+        int32_t n = n_known, n_done = r->n_done * scheduler_entry_tokens(s);
+        int32_t whole = scheduler_prompt_entries(s, r) / s->kv->shape.page_entries * page;
+        int32_t end = min32(most, whole);
 
         if (r->state != SEQ_PREFILL || !r->shares_prefix || r->key.a != seq->key.a ||
-            r->key.b != seq->key.b || r->n_done >= end)
+            r->key.b != seq->key.b || n_done >= end)
             continue;
-        while (n + page <= end &&
-               !memcmp(r->tokens + n, seq->tokens + n, (size_t)page * sizeof(*r->tokens)))
+        while (n + page <= end && !memcmp(theirs + n, mine + n, (size_t)page * sizeof(*mine)))
             n += page;
-        if (n > n_known && n > r->n_done &&
-            !memcmp(r->tokens, seq->tokens, (size_t)n_known * sizeof(*r->tokens)))
+        if (n > n_known && n > n_done && !memcmp(theirs, mine, (size_t)n_known * sizeof(*mine)))
             return true;
     }
     return false;
+}
+
+/* Positions that a newcomer must have room for: those of its tokens, and one more. */
+static int32_t first_entries(const struct scheduler *s, const struct sched_seq *seq)
+{
+    int32_t n = (seq->lead + seq->n_tokens) / scheduler_entry_tokens(s) + 1;
+
+    return min32(n, seq->need.n_limit);
 }
 
 /* Seats the head of the queue, if what it needs is free; NULL if not. */
@@ -263,20 +299,20 @@ static struct sched_seq *admit_next(struct scheduler *s)
         return NULL;
     n_shareable = shareable(s, seq);
     if (n_shareable) {
-        hit = prefix_cache_find(s->cache, seq->key, seq->tokens, n_shareable);
+        hit = prefix_cache_find(s->cache, seq->key, lead_tokens(seq), n_shareable);
         if (is_being_computed(s, seq, hit.n_tokens))
             return NULL;
     }
-    slot = kv_slot_take_shared(s->kv, &seq->need, min32(seq->n_tokens + 1, seq->need.n_limit),
-                               growth_headroom(s), &hit.shared);
+    slot = kv_slot_take_shared(s->kv, &seq->need, first_entries(s, seq), growth_headroom(s),
+                               &hit.shared);
     if (slot < 0)
         return NULL;
     if (seq->n_preempted == 0) {
-        seq->n_cached = hit.n_tokens;
+        seq->n_cached = hit.n_tokens > seq->lead ? hit.n_tokens - seq->lead : 0;
         s->n_prefix_asked += n_shareable;
         s->n_prefix_found += hit.n_tokens;
     }
-    seq->n_done = hit.n_tokens;
+    seq->n_done = hit.n_tokens / scheduler_entry_tokens(s);
     seq->prefix_node = hit.node;
     list_remove(&s->waiting, seq);
     seq->slot = slot;
@@ -303,10 +339,6 @@ static int32_t chunk_rows(const struct sched_seq *seq, int32_t n_budget, int32_t
     return end - seq->n_done;
 }
 
-struct prompt_budget {
-    int32_t n_rows, n_logits;
-};
-
 static void plan_chunk(struct scheduler *s, struct sched_seq *seq, struct prompt_budget *left)
 {
     int32_t n_rows = chunk_rows(seq, left->n_rows, left->n_logits);
@@ -315,8 +347,9 @@ static void plan_chunk(struct scheduler *s, struct sched_seq *seq, struct prompt
 
     if (n_rows == 0)
         return;
+    s->step.n_prompt += n_rows;
     CHECK(end <= s->kv->slots[seq->slot].n_room);
-    item = add_item(s, seq, n_rows);
+    item = add_rows(s, seq, n_rows);
     if (seq->wants_prompt_logits) {
         int32_t first = seq->n_done > seq->n_logits_done ? seq->n_done : seq->n_logits_done;
         /* The last prompt row predicts no prompt token. */
@@ -329,7 +362,15 @@ static void plan_chunk(struct scheduler *s, struct sched_seq *seq, struct prompt
     left->n_logits -= item->n_prompt_logits;
 }
 
-static void plan_prompt_rows(struct scheduler *s)
+static void plan_prompt(struct scheduler *s, struct sched_seq *seq, struct prompt_budget *left)
+{
+    if (s->params.block_len)
+        scheduler_plan_block_chunk(s, seq, left);
+    else
+        plan_chunk(s, seq, left);
+}
+
+void scheduler_plan_prompts(struct scheduler *s)
 {
     /* One logit row a running sequence is set aside for sampling; the rest is for prompts. */
     struct prompt_budget left = {.n_rows = s->params.chunk_tokens,
@@ -337,7 +378,7 @@ static void plan_prompt_rows(struct scheduler *s)
 
     for (struct sched_seq *seq = s->running.head; seq && left.n_rows > 0; seq = seq->next) {
         if (seq->state == SEQ_PREFILL)
-            plan_chunk(s, seq, &left);
+            plan_prompt(s, seq, &left);
     }
     /* Who sits out or was just evicted comes before anybody new. */
     if (s->step.n_preempted || s->step.n_stalled)
@@ -347,7 +388,7 @@ static void plan_prompt_rows(struct scheduler *s)
 
         if (!seq)
             return;
-        plan_chunk(s, seq, &left);
+        plan_prompt(s, seq, &left);
     }
 }
 
@@ -357,28 +398,40 @@ const struct sched_step *scheduler_plan(struct scheduler *s)
 
     step->n_items = step->n_rows = step->n_decode = step->n_logits = 0;
     step->n_admitted = step->n_preempted = step->n_stalled = 0;
-    plan_decode_rows(s);
-    plan_prompt_rows(s);
+    step->n_prompt = step->n_block_rows = step->n_block_decode = 0;
+    if (s->params.block_len) {
+        scheduler_plan_blocks(s);
+    } else {
+        plan_decode_rows(s);
+        scheduler_plan_prompts(s);
+        CHECK(step->n_rows - step->n_decode <= s->params.chunk_tokens);
+    }
     CHECK(step->n_logits <= s->params.max_logits);
-    CHECK(step->n_rows - step->n_decode <= s->params.chunk_tokens);
     return step;
 }
 
 /* The prompt pages that were completed from position `from` on go into the cache. */
-static void keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
+void scheduler_keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
 {
     int32_t page = s->kv->shape.page_entries;
 
+    if (!s->cache || !seq->shares_prefix)
+        return;
     for (int32_t p = from / page; (p + 1) * page <= seq->n_done; p++) {
         if (seq->prefix_node == PREFIX_FOREIGN)
             return;
-        seq->prefix_node = prefix_cache_add(s->cache, seq->key, seq->prefix_node,
-                                            seq->tokens + (int64_t)p * page, seq->slot, p);
+        seq->prefix_node =
+            prefix_cache_add(s->cache, seq->key, seq->prefix_node,
+                             lead_tokens(seq) + (int64_t)p * page_tokens(s), seq->slot, p);
     }
 }
 
 void scheduler_queued(struct scheduler *s)
 {
+    if (s->params.block_len) {
+        scheduler_blocks_queued(s);
+        return;
+    }
     for (int i = 0; i < s->step.n_items; i++) {
         const struct sched_item *item = &s->step.items[i];
         struct sched_seq *seq = item->seq;
@@ -386,14 +439,14 @@ void scheduler_queued(struct scheduler *s)
         CHECK(seq->n_done == item->pos0);
         seq->n_done += item->n_rows;
         seq->n_pending += item->samples;
-        if (s->cache && seq->shares_prefix && !item->is_decode)
-            keep_pages(s, seq, item->pos0);
+        if (!item->is_decode)
+            scheduler_keep_pages(s, seq, item->pos0);
         if (seq->n_done > seq->n_logits_done)
             seq->n_logits_done = min32(seq->n_done, seq->n_prompt);
         if (seq->n_done < seq->n_prompt)
             continue;
         seq->state = SEQ_DECODE;
-        if (sched_seq_len(seq) == seq->need.n_limit)
+        if (sched_seq_len(seq) == seq->n_limit)
             scheduler_remove(s, seq);
     }
 }
@@ -401,7 +454,7 @@ void scheduler_queued(struct scheduler *s)
 void scheduler_push_token(struct sched_seq *seq)
 {
     CHECK(seq->n_pending > 0);
-    CHECK(seq->n_tokens < seq->need.n_limit);
+    CHECK(seq->n_tokens < seq->n_limit);
     seq->n_pending--;
     seq->n_tokens++;
 }

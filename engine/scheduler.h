@@ -22,6 +22,13 @@
  * is queued. Who stops sooner has a row too many, whose result nobody takes. Pages given back are
  * taken again at once: what is queued later runs later.
  *
+ * Block Transformers (params.block_len > 0) keep keys by blocks of tokens and alternate: a step of
+ * phase 0 runs rows of the block decoder, one for every sequence that has just completed a block,
+ * then chunks of prompts; each leaves the context that its next block is decoded from. Phases 0 to
+ * block_len - 1 then give one token each to every sequence that began in phase 0, in lock step.
+ * Newcomers, and pages, come in phase 0 only. Tokens that are known, the end of a prompt that fills
+ * no block, go through the phases without being drawn.
+ *
  * The engine thread owns the scheduler and every sched_seq in it.
  */
 #ifndef SCHEDULER_H
@@ -38,8 +45,10 @@ enum seq_state { SEQ_IDLE = 0, SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE };
 /* One generation as the scheduler sees it; embedded in the request. */
 struct sched_seq {
     /* Set before scheduler_add(). */
-    struct kv_need need;        /* need.n_limit = prompt + max_tokens */
+    struct kv_need need;        /* of n_limit tokens; a Block Transformer's: of their blocks */
+    int32_t n_limit;            /* prompt + max_tokens */
     const int32_t *tokens;      /* [n_tokens] the prompt and what was generated, borrowed */
+    int32_t lead;               /* tokens in front of it, tokens[-lead] to tokens[-1]: blocks' */
     int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
     int32_t n_seen_max;         /* penalty entries a step of it can take */
     bool wants_prompt_logits;
@@ -52,8 +61,8 @@ struct sched_seq {
     enum seq_state state;
     int32_t n_pending;        /* tokens that queued rows sample, to come on top of n_tokens */
     int32_t n_done;           /* positions whose keys are in the pages, once all queued has run */
-    int32_t first_logits_row; /* prompt rows before it need none */
-    int32_t n_logits_done;    /* prompt rows whose logits were handed out */
+    int32_t first_logits_row; /* prompt rows before it need none; blocks': prompt tokens */
+    int32_t n_logits_done;    /* prompt rows (tokens) whose logits were handed out */
     int slot;                 /* -1 unless running */
     int n_preempted;
     int32_t n_cached;    /* prompt tokens that were found when it was first seated */
@@ -62,13 +71,23 @@ struct sched_seq {
     struct sched_seq *prev, *next;
 };
 
-/* Consecutive rows of one sequence. */
+enum sched_kind {
+    SCHED_ROWS = 0, /* tokens */
+    SCHED_BLOCKS,   /* blocks, for the block decoder: no logits */
+    SCHED_TOKEN     /* one token of a block, for the token decoder */
+};
+
+/* Consecutive rows of one sequence, or what the token decoder does for one of its blocks. */
 struct sched_item {
     struct sched_seq *seq;
-    int32_t row0, n_rows, pos0;
+    enum sched_kind kind;
+    int32_t row0, n_rows, pos0;      /* SCHED_TOKEN: pos0 is the token that the logits are of */
     int32_t logit0, n_prompt_logits; /* logits of the item's last rows: prompt rows, then ... */
     bool samples;                    /* ... its last row, which gives the next token */
     bool is_decode;
+    bool ends_prompt;          /* no logits of the prompt come behind it */
+    bool ends;                 /* nothing of the sequence comes behind it, and it samples nothing */
+    int32_t seat, context_row; /* SCHED_TOKEN: in the slab; the row of the context, in phase 0 */
 };
 
 /* The position of the row that the item's k-th prompt logits are of. */
@@ -80,9 +99,22 @@ static inline int32_t sched_item_logit_pos(const struct sched_item *item, int32_
     return (end == item->seq->n_prompt ? end - 1 : end) - item->n_prompt_logits + k;
 }
 
+/* The prompt token that they tell the logprob of. */
+static inline int32_t sched_item_logit_token(const struct sched_item *item, int32_t k)
+{
+    return item->kind == SCHED_TOKEN ? item->pos0 : sched_item_logit_pos(item, k) + 1;
+}
+
 struct sched_step {
-    struct sched_item *items; /* [n_items] decode rows first */
+    /*
+     * [n_items] decode rows first; Block Transformers': blocks that decode, chunks of blocks, then
+     * tokens. n_rows counts all rows, n_decode those of them that serve generation.
+     */
+    struct sched_item *items;
     int n_items, n_rows, n_decode, n_logits;
+    int n_prompt;                             /* prompt tokens that are done with the step */
+    int phase;                                /* Block Transformers' */
+    int n_block_rows, n_block_decode;         /* rows of the block decoder */
     struct sched_seq **admitted, **preempted; /* in the order it happened */
     int n_admitted, n_preempted;
     int n_stalled; /* running sequences without a row, for want of pages */
@@ -98,6 +130,15 @@ struct sched_params {
     int chunk_tokens; /* prompt rows of a step */
     int max_logits;   /* logit rows of a step, more than max_batch */
     int32_t max_seen; /* penalty entries of a step */
+    int block_len;    /* tokens of a Block Transformer's block; 0: rows are tokens */
+    int n_prefix;     /* its token decoder's rows for a block in phase 0 */
+};
+
+/* A block that the token decoder is at. */
+struct sched_block {
+    struct sched_seq *seq; /* NULL: it is not wanted any more */
+    int32_t block, seat, context_row;
+    bool is_prompt; /* all of it, and only its logits are wanted */
 };
 
 struct scheduler {
@@ -107,6 +148,9 @@ struct scheduler {
     int64_t n_prefix_asked, n_prefix_found; /* prompt tokens that could be, and were, found */
     struct sched_list waiting, running;     /* both by order */
     struct sched_step step;
+    int phase;                  /* of the next step; Block Transformers' */
+    struct sched_block *blocks; /* [n_blocks] since phase 0 */
+    int n_blocks;
     uint64_t next_order;
     int64_t n_seen; /* penalty entries of all running sequences */
     int64_t n_preemptions;

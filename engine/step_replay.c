@@ -125,7 +125,7 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
         rc = scheduler_init(&r->sched, &params, &r->kv, err);
     r->has_sched = rc == 0;
     if (rc == 0 && json_is_true(json_object_get(o, "prefix_cache"))) {
-        rc = prefix_cache_init(&r->cache, &r->kv, err);
+        rc = prefix_cache_init(&r->cache, &r->kv, 1, err);
         r->has_cache = rc == 0;
         r->sched.cache = rc == 0 ? &r->cache : NULL;
     }
@@ -245,6 +245,7 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
         return err_set(err, ERR_NO_ROOM, "out of memory");
     *q = (struct sched_seq){.owner = s,
                             .tokens = s->tokens,
+                            .n_limit = (int32_t)limit,
                             .n_prompt = (int32_t)prompt,
                             .n_tokens = (int32_t)prompt,
                             .n_seen_max = (int32_t)seen,
@@ -298,7 +299,7 @@ static int take_tokens(struct replay *r, const json_t *ids, struct err *err)
         int k = find_seq(r, (uint64_t)json_integer_value(json_array_get(ids, i)));
         struct sched_seq *q = k < 0 ? NULL : &r->seqs[k]->seq;
 
-        if (!q || q->n_pending == 0 || q->n_tokens == q->need.n_limit)
+        if (!q || q->n_pending == 0 || q->n_tokens == q->n_limit)
             return bad(r, err, "a token of a sequence that wants none");
         scheduler_push_token(q);
     }

@@ -138,13 +138,13 @@ static int tokenize_bad_words(struct generation *g)
     return 0;
 }
 
-/* An empty prompt is BOS, where the tokenizer has one to add. */
+/* An empty prompt is BOS, where the tokenizer has one to add, or stays what it is. */
 static int fill_empty(struct generation *g, struct generation_prompt *p)
 {
     int bos_id = g->server->info->bos_id;
     int32_t *ids;
 
-    if (p->n_ids > 0)
+    if (p->n_ids > 0 || (bos_id < 0 && g->server->info->takes_empty_prompts))
         return 0;
     if (bos_id < 0)
         return api_error_set(&g->error, 400, input_name(g), NULL,

@@ -126,13 +126,14 @@ static bool drop_oldest(void *arg)
     return false;
 }
 
-int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, struct err *err)
+int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tokens,
+                      struct err *err)
 {
     size_t n, n_heads = (size_t)kv_shape_heads(&kv->shape);
 
     *c = (struct prefix_cache){.kv = kv,
                                .n_heads = (int)n_heads,
-                               .page_tokens = kv->shape.page_entries,
+                               .page_tokens = kv->shape.page_entries * entry_tokens,
                                .n_nodes_max = (int)((size_t)kv->pool.n_pages / n_heads),
                                .free_node = PREFIX_NONE,
                                .newest = PREFIX_NONE,

@@ -48,8 +48,12 @@ struct prefix_cache { /* fields are private */
     int32_t *hit_pages; /* [n_nodes_max, n_heads] of the last prefix_cache_find() */
 };
 
-/* Serves kv's pool from now on; kv must outlive the cache. */
-int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, struct err *err);
+/*
+ * Serves kv's pool from now on; kv must outlive the cache. entry_tokens: that one position of keys
+ * stands for, 1 or a block's.
+ */
+int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tokens,
+                      struct err *err);
 void prefix_cache_release(struct prefix_cache *c);
 
 /* Can a sequence of this need share pages at all? Each page must hold the positions of its number.

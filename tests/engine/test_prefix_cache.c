@@ -256,7 +256,7 @@ START_TEST(prefix_cache__builds_on_no_page_of_others)
     int first, second, node;
 
     ck_assert_int_eq(kv_slots_init(&kv, &shape, 2, 8, 16, &err), 0);
-    ck_assert_int_eq(prefix_cache_init(&cache, &kv, &err), 0);
+    ck_assert_int_eq(prefix_cache_init(&cache, &kv, 1, &err), 0);
     kv_need_init(&need, &shape, &geom, &window, 2 * PAGE);
     first = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);
     second = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);

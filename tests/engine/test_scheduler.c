@@ -120,7 +120,8 @@ static void seq_init(struct fake_seq *f)
         kv_layout_geometry(&shape, rules, n_limit, KV_SPAN_INCLUDES_SINK, f->geom, f->window);
         kv_need_init(&f->seq.need, &shape, f->geom, f->window, n_limit);
     } while (!kv_slots_could_hold(&w.kv, &f->seq.need));
-    f->seq.n_prompt = 1 + (int)draw((uint64_t)f->seq.need.n_limit);
+    f->seq.n_limit = f->seq.need.n_limit;
+    f->seq.n_prompt = 1 + (int)draw((uint64_t)f->seq.n_limit);
     f->seq.n_tokens = f->seq.n_prompt;
     f->seq.tokens = f->tokens;
     f->seq.n_seen_max = draw(3) ? 0 : (int)draw(600);
@@ -211,7 +212,7 @@ static void take_step(void)
             scheduler_push_token(&f->seq);
         n_generated = f->seq.n_tokens - f->seq.n_prompt;
         if (item->pos0 + item->n_rows >= f->seq.n_prompt &&
-            (f->seq.n_tokens == f->seq.need.n_limit || n_generated >= f->stop_after)) {
+            (f->seq.n_tokens == f->seq.n_limit || n_generated >= f->stop_after)) {
             REQUIRE(f->n_prompt_logits == (f->seq.wants_prompt_logits ? f->seq.n_prompt - 1 : 0));
             REQUIRE(n_generated <= f->stop_after);
             finish(f);
@@ -313,6 +314,7 @@ static void add_dense(struct fake_seq *f, int n_prompt, int n_limit)
 
     kv_layout_geometry(&shape, rules, n_limit, KV_SPAN_INCLUDES_SINK, f->geom, f->window);
     kv_need_init(&f->seq.need, &shape, f->geom, f->window, n_limit);
+    f->seq.n_limit = n_limit;
     f->seq.n_prompt = f->seq.n_tokens = n_prompt;
     f->seq.tokens = f->tokens;
     f->seq.owner = f;

@@ -1,0 +1,142 @@
+"""Block Transformers over HTTP: the golden continuations, 8 unequal requests in flight."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from daemon import ROOT, Daemon, run
+
+GOLDEN = os.path.join(ROOT, "tests", "golden", "block")
+TOKENIZER = os.path.join(ROOT, "tests", "fixtures", "engine", "tiny", "tokenizer.json")
+
+
+def make_dir(path, variant):
+    """A golden folder and a tokenizer whose first ids are bytes."""
+    for name in ("config.json", "model.safetensors"):
+        os.symlink(os.path.realpath(os.path.join(GOLDEN, variant, name)), path / name)
+    os.symlink(TOKENIZER, path / "tokenizer.json")
+    with open(os.path.join(GOLDEN, variant, "golden.json")) as f:
+        return str(path), json.load(f)
+
+
+@pytest.fixture(scope="module", params=["neox_concat", "neox_leftpad", "llama_project"])
+def served(request, tmp_path_factory):
+    path, golden = make_dir(tmp_path_factory.mktemp(request.param), request.param)
+    daemon = Daemon("--max-batch", "8", "--dtype", "f32", "--device", "cpu", "--threads", "1",
+                    model=path)
+    yield daemon, golden
+    daemon.wait_idle()
+    assert daemon.stop() == 0, daemon.output()
+
+
+def complete(daemon, prompt, **fields):
+    return daemon.post("/v1/completions", {
+        "model": daemon_model(daemon), "prompt": prompt, "temperature": 0, "ignore_eos": True,
+        "return_token_ids": True, **fields})
+
+
+def daemon_model(daemon):
+    return json.loads(daemon.get("/v1/models")[2])["data"][0]["id"]
+
+
+def check(daemon, entry, n, results, fields):
+    prompt = entry["prompt"] or ""
+    status, answer = complete(daemon, prompt, max_tokens=n, **fields)
+    results.append((status, answer, entry, n))
+
+
+def test_unequal_requests_in_flight(served):
+    """Eleven clients over eight seats, some of whom come while others are in the middle."""
+    daemon, golden = served
+    results, threads = [], []
+    for i, entry in enumerate(golden["greedy"]):
+        threads.append(threading.Thread(target=check, args=(
+            daemon, entry, 64 - 5 * i, results, {})))
+        threads[-1].start()
+        if i in (3, 7):
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert len(results) == 11
+    for status, answer, entry, n in results:
+        assert status == 200, answer
+        choice = answer["choices"][0]
+        assert choice["token_ids"] == entry["continuation"][:n]
+        assert choice["finish_reason"] == "length"
+        assert answer["usage"]["prompt_tokens"] == len(entry["prompt"])
+        assert answer["usage"]["completion_tokens"] == n
+
+
+def test_end_inside_of_a_block(served):
+    """A stop token at any place: what lies behind it in its block never shows."""
+    daemon, golden = served
+    for entry in golden["greedy"]:
+        for at in (1, 2, 5):
+            token = entry["continuation"][at]
+            first = entry["continuation"].index(token)
+            status, answer = complete(daemon, entry["prompt"] or "", max_tokens=30,
+                                      stop_token_ids=[token])
+            assert status == 200, answer
+            choice = answer["choices"][0]
+            assert choice["finish_reason"] == "stop"
+            assert choice["token_ids"][:first] == entry["continuation"][:first]
+            assert answer["usage"]["completion_tokens"] == first + 1
+
+
+def test_streams_what_it_answers(served):
+    daemon, golden = served
+    entry = golden["greedy"][6]
+    events = daemon.events("/v1/completions", {
+        "model": daemon_model(daemon), "prompt": entry["prompt"], "temperature": 0,
+        "ignore_eos": True, "return_token_ids": True, "max_tokens": 23, "stream": True})
+    ids = [i for e in events[:-1] for c in e["choices"] for i in c.get("token_ids") or []]
+    assert ids == entry["continuation"][:23]
+
+
+def test_echo_with_logprobs(served):
+    daemon, golden = served
+    entry = golden["greedy"][-1]
+    status, answer = complete(daemon, entry["prompt"], max_tokens=3, echo=True, logprobs=1)
+    assert status == 200, answer
+    logprobs = answer["choices"][0]["logprobs"]["token_logprobs"]
+    assert len(logprobs) == len(entry["prompt"]) + 3
+    assert all(value is not None and value <= 0 for value in logprobs[8:])
+
+
+def test_seeds_repeat(served):
+    daemon, golden = served
+    prompt = golden["greedy"][5]["prompt"]
+    answers = [complete(daemon, prompt, max_tokens=25, temperature=1.2, seed=seed)[1]
+               for seed in (1, 2, 1)]
+    ids = [a["choices"][0]["token_ids"] for a in answers]
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_context_is_counted_in_tokens(served):
+    daemon, _ = served
+    status, answer = complete(daemon, list(range(60)) * 4, max_tokens=16)
+    assert status == 200 and answer["usage"]["completion_tokens"] == 16
+    status, answer = complete(daemon, list(range(60)) * 4, max_tokens=17)
+    assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"block_length": 5}, "5 tokens of hidden_size 4 side by side are 20 wide"),
+    ({"block_length": 9}, "block_length is 9"),
+    ({"vocab_size": 60}, "tensor embedder.embeddings.weight: shape [64,4], want [60,4]"),
+    ({"n_prefix": 3}, "token_decoder.expansion_layer.weight: shape [32,16,1], want [48,16,1]"),
+    ({"token_decoder": None}, "token_decoder is missing"),
+    ({"alignment": "right"}, "alignment is right, want left or left_pad"),
+])
+def test_another_shape_is_refused_with_words(tmp_path, change, words):
+    make_dir(tmp_path, "neox_concat")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    result = run("generate", "--model", str(tmp_path), "--prompt", "a", "--max-tokens", "1",
+                 "--device", "cpu")
+    assert result.returncode != 0
+    assert words in result.stderr.decode()
