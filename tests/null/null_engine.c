@@ -7,6 +7,7 @@
  * gives each request its next token as soon as the last one was collected, so the server is always
  * the slower side. With NULL_PACE_MS=N in the environment tokens come every N ms instead, and each
  * is the time of its making in ns, so that a client on the same machine can tell how long it took.
+ * All requests get theirs at the same moment, as from a step; with NULL_SPREAD=1 each at its own.
  */
 #include "engine/engine.h"
 
@@ -20,6 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define TICK_US     1000 /* of NULL_SPREAD */
 #define VOCAB_SIZE  256
 #define MAX_SEQ_LEN 65536
 
@@ -32,7 +34,7 @@ struct null_request {
     enum finish_reason finish;
     struct engine_token token;
     char text[24];
-    int64_t submit_ns, first_ns, last_ns;
+    int64_t submit_ns, first_ns, last_ns, due_ns;
 };
 
 struct engine {
@@ -45,6 +47,7 @@ struct engine {
     int n_live, n_ready;
     uint64_t last_id;
     int pace_ms; /* 0: as fast as they are collected */
+    bool spread;
     bool closing;
     struct engine_stats stats;
 };
@@ -69,6 +72,19 @@ static void advance(struct engine *e, struct null_request *r)
     e->stats.generation_tokens++;
 }
 
+/* With a pace of its own each request's moments lie elsewhere in the interval. */
+static bool is_due(const struct engine *e, struct null_request *r, int64_t now_ns)
+{
+    int64_t pace_ns = e->pace_ms * INT64_C(1000000);
+
+    if (!e->spread || r->is_canceled)
+        return true;
+    if (now_ns < r->due_ns)
+        return false;
+    r->due_ns += pace_ns;
+    return true;
+}
+
 static void *run(void *arg)
 {
     struct engine *e = arg;
@@ -76,26 +92,29 @@ static void *run(void *arg)
     pthread_setname_np(pthread_self(), "null-engine");
     pthread_mutex_lock(&e->mu);
     while (!e->closing) {
+        int64_t now_ns = clock_ns();
         int n = 0;
 
         for (struct null_request *r = e->live; r; r = r->next) {
-            if (r->is_ready || r->finish != FINISH_NONE)
+            if (r->is_ready || r->finish != FINISH_NONE || !is_due(e, r, now_ns))
                 continue;
             advance(e, r);
             n++;
         }
-        if (n == 0) {
+        if (n == 0 && !(e->spread && e->n_live > 0)) {
             pthread_cond_wait(&e->work, &e->mu);
             continue;
         }
-        e->stats.n_steps++;
-        e->stats.last_step_ns = clock_ns();
-        pthread_cond_broadcast(&e->news);
-        if (e->hooks.wake)
-            e->hooks.wake(e->hooks.arg);
+        if (n > 0) {
+            e->stats.n_steps++;
+            e->stats.last_step_ns = clock_ns();
+            pthread_cond_broadcast(&e->news);
+            if (e->hooks.wake)
+                e->hooks.wake(e->hooks.arg);
+        }
         if (e->pace_ms) {
             pthread_mutex_unlock(&e->mu);
-            usleep((useconds_t)e->pace_ms * 1000);
+            usleep(e->spread ? TICK_US : (useconds_t)e->pace_ms * 1000);
             pthread_mutex_lock(&e->mu);
         } else {
             pthread_cond_wait(&e->work, &e->mu); /* until somebody collected */
@@ -136,6 +155,7 @@ int engine_open(struct engine **out, const struct config *config, const struct e
                                    .default_top_p = 1,
                                    .default_repetition_penalty = 1};
     e->pace_ms = getenv("NULL_PACE_MS") ? atoi(getenv("NULL_PACE_MS")) : 0;
+    e->spread = e->pace_ms > 0 && getenv("NULL_SPREAD");
     e->stats.healthy = true;
     e->stats.pages_total = 1;
     pthread_mutex_init(&e->mu, NULL);
@@ -197,8 +217,11 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     r->n_prompt = req->n_prompt;
     r->max_tokens = req->sampling.max_tokens > 0 ? req->sampling.max_tokens : 1;
     r->submit_ns = clock_ns();
+    r->due_ns = r->submit_ns;
     pthread_mutex_lock(&e->mu);
     *id = r->id = ++e->last_id;
+    if (e->spread)
+        r->due_ns += (int64_t)(r->id * 7919 % (uint64_t)e->pace_ms) * 1000000;
     r->next = e->live;
     if (r->next)
         r->next->prev = r;

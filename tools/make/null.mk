@@ -9,6 +9,11 @@ $(BIN)/spand-null: $(NULL_OBJ)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+$(BIN)/bare-send: tests/null/bare_send.c
+	$(call say,CC,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -o $@ $<
+
 FUZZ_SRC_http = $(CONFIG_SRC) $(NULL_SERVER_SRC) tests/null/null_engine.c
 
 BENCH_SECONDS ?= 5
@@ -17,7 +22,7 @@ IDLE_CONNECTIONS ?= 10000
 SLOW_SECONDS ?= 20
 
 .PHONY: bench-frontend soak test-scale test-slow test-null
-bench-frontend: $(BIN)/spand-null ## events a second and added latency of the HTTP side alone
+bench-frontend: $(BIN)/spand-null $(BIN)/bare-send ## events a second and added latency of the HTTP side alone
 	$(PYTHON) tests/null/bench_frontend.py $(BIN)/spand-null $(BENCH_SECONDS)
 
 soak: $(BIN)/spand ## SOAK_SECONDS at saturation with cancels, slow readers and disconnects
