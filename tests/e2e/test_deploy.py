@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import jsonschema
 import pytest
 
 from daemon import ROOT
@@ -96,6 +97,47 @@ def test_manifests_fit_the_published_schemas():
                 if "kind" in document:
                     validate.validate(document, validate.latest_version(), strict=True)
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodMonitor", "InferencePool"} <= kinds
+
+
+# What inference.networking.k8s.io/v1 (releases 1.0 to 1.5 of the inference extension) says of an
+# InferencePool's spec; a field that it does not know would be dropped without a word.
+NUMBER = {"type": "object", "required": ["number"], "additionalProperties": False,
+          "properties": {"number": {"type": "integer", "minimum": 1, "maximum": 65535}}}
+INFERENCE_POOL = {
+    "type": "object", "additionalProperties": False,
+    "required": ["endpointPickerRef", "selector", "targetPorts"],
+    "properties": {
+        "selector": {"type": "object", "additionalProperties": False, "required": ["matchLabels"], "properties": {
+            "matchLabels": {"type": "object", "minProperties": 1, "maxProperties": 64, "additionalProperties": {
+                "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"}}}},
+        "targetPorts": {"type": "array", "minItems": 1, "maxItems": 1, "items": NUMBER},
+        "endpointPickerRef": {"type": "object", "additionalProperties": False, "required": ["name"], "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 253},
+            "group": {"type": "string", "maxLength": 253},
+            "kind": {"type": "string", "minLength": 1, "maxLength": 63},
+            "port": NUMBER,
+            "failureMode": {"enum": ["FailOpen", "FailClose"]}}}}}
+
+
+def test_the_inference_pool_fits_its_definition():
+    yaml = pytest.importorskip("yaml")
+    folder = os.path.join(DEPLOY, "kubernetes")
+    documents = [d for name in sorted(os.listdir(folder)) for d in yaml.safe_load_all(open(os.path.join(folder, name)))]
+    (pool,) = [d for d in documents if d.get("kind") == "InferencePool"]
+    assert pool["apiVersion"] == "inference.networking.k8s.io/v1"
+    jsonschema.validate(pool["spec"], INFERENCE_POOL)
+    picker = pool["spec"]["endpointPickerRef"]
+    assert picker.get("kind", "Service") != "Service" or "port" in picker
+    (deployment,) = [d for d in documents if d.get("kind") == "Deployment"]
+    template = deployment["spec"]["template"]
+    labels = pool["spec"]["selector"]["matchLabels"].items()
+    assert labels <= template["metadata"]["labels"].items()  # it finds our pods, at the port they listen on
+    ports = [p["containerPort"] for c in template["spec"]["containers"] for p in c["ports"]]
+    assert pool["spec"]["targetPorts"][0]["number"] in ports
+    (route,) = [d for d in documents if d.get("kind") == "HTTPRoute"]
+    backend = route["spec"]["rules"][0]["backendRefs"][0]
+    assert (backend["group"], backend["kind"], backend["name"]) == (
+        "inference.networking.k8s.io", "InferencePool", pool["metadata"]["name"])
 
 
 def test_nginx_takes_the_example(tmp_path):
