@@ -5,74 +5,51 @@
  *   w     act  [n_out, n_in]
  *   out   act or f32 [n_rows, n_out]; sums in f32
  *
- * Work     out^T = w x^T in tiles of 128 outputs; a tile's K is cut into units of 64. The
- *          units of all tiles form one line that is cut into equal shares, one a CTA, so every SM
- *          streams as many bytes. The CTAs that share a tile leave their sums in memory; at the end
+ * Work     out^T = w x^T in tiles of 128 outputs; a tile's K is cut into units of 64. Where there
+ *          are tiles enough each CTA has whole ones, on as many SMs as that takes: two thirds of
+ *          them draw all that memory gives. Else the units of all tiles form one line that is cut
+ *          into equal shares; the CTAs that share a tile leave their sums in memory, and at the end
  *          each adds up some of its rows, in ascending order of K. The cuts depend on the shape
  *          alone, so a row's bits do not depend on what it is batched with.
- * Tile     128 x 64 of w (16 KiB) and n_rows x 64 of x a stage, by tensor map, 128-byte swizzle
- * Roles    one thread loads; two warpgroups multiply 64 rows of w each; three warps write
- * finished tiles from shared memory, so that the stream does not stop at the end of a tile Overlap
- * half the shared memory of an SM, so that the next product's first weights arrive while this one
- * still sums and writes: see launch.cuh Fused    RMSNorm: a residual product leaves x times the
- * next norm's gain and sums of squares; the product behind the norm scales its rows. Bias,
- * activation, residual, and for qkv the rotation and the way to the pages Bound    HBM: 2 * n_out *
- * n_in bytes; x comes from L2 once a tile, n_rows / 128 of that again Measured see SPEED.md Limits
- * 16-bit types; n_in a multiple of 8. Rotation: heads of 64 or 128 rotated in full Checked  against
- * cpu in tests/cuda/test_ops.c
+ * Tile     128 x 64 of w (16 KiB) and n_rows x 64 of x a stage, by tensor map, 128-byte swizzle.
+ *          Few stages are on their way at a time, many wait to be used: what is queued in the
+ *          memory system holds up the sums and the rows of x
+ * Roles    one thread loads w, one x; two warpgroups multiply 64 rows of w each; six warps write
+ *          finished tiles from shared memory, so that the stream does not stop at the end of a tile
+ * Fused    RMSNorm: a residual product leaves x times the next norm's gain and sums of squares; the
+ *          product behind the norm scales its rows. Bias, activation, residual, and for qkv the
+ *          rotation and the way to the pages
+ * Bound    HBM: 2 * n_out * n_in bytes; x comes from L2 once a tile, n_rows / 128 of that again
+ * Measured see SPEED.md
+ * Limits   16-bit types; n_in a multiple of 8. Rotation: heads of 64 or 128 rotated in full
+ * Checked  against cpu in tests/cuda/test_ops.c
  */
 #include "cuda/cuda_backend.h"
 #include "cuda/device.cuh"
-#include "cuda/kv_entry.cuh"
+#include "cuda/gemm_put.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/ptx_hopper.cuh"
+#include "cuda/ptx_hopper_rs.cuh"
 
 #include <cudaTypedefs.h>
 
-#define TILE_OUT     128 /* two warpgroups of 64 rows of w */
-#define TILE_K       64  /* 128 bytes: the width of the swizzle */
-#define WRITER_WARPS 7   /* with the one that loads, warps come in fours: so registers are dealt */
-#define CONSUMERS    1   /* named barriers */
-#define EVERYBODY    2   /* but the thread that loads */
+#define TILE_K       64 /* 128 bytes: the width of the swizzle */
+#define WRITER_WARPS 6  /* with the two that load, warps come in fours: so registers are dealt */
+#define CONSUMERS    1  /* named barriers */
+#define EVERYBODY    2  /* but the threads that load */
 #define MAX_STAGES   12
+#define IN_FLIGHT    4 /* stages: 64 KiB of w are more than a loaded memory's latency asks for */
 /* One CTA an SM: two of the next product on one SM would leave another idle. */
 #define SMEM_BYTES (222 << 10)
-#define MIN_FULL   0.96 /* of the SMs: whole splits of tiles are preferred from here on */
-
-/* What a product is compiled for; the rest is decided at run time. */
-enum put_kind { PUT_PLAIN, PUT_RESIDUAL, PUT_GATED, PUT_ROTATED };
-
-struct rope_args {
-    const float *q_norm, *k_norm; /* [head_dim] or NULL */
-    const float *inv_freq;
-    const int32_t *pos, *slot;
-    void *q;
-    int inv_freq_stride, n_heads, n_kv_heads, head_dim;
-    float qk_norm_eps, rope_scale;
-};
-
-template <typename T> struct gemm_wgmma_args {
-    const float *bias; /* [n_out] or NULL */
-    void *out;         /* [n_rows, n_cols] */
-    float4 *parts;     /* sums of tiles that several CTAs share: [2 n_ctas, N / 8, consumers] */
-    int32_t *arrived;  /* [n_tiles, 2] CTAs that have left their sums; that are done. Then zero */
-    const float *sum_sq;
-    const float *next_gain;
-    T *gained;
-    float *next_sum_sq;
-    kv_pages<T> kv;
-    rope_args rope;
-    int n_rows, n_cols, n_tiles, tile_units, row0;
-    int n_sum_sq, sum_sq_stride, dim;
-    float norm_eps;
-    int epilogue, act;
-};
+#define MIN_FULL   0.7 /* of the SMs: so many draw what memory gives, if nothing holds them up */
 
 #define N_GROUPS       2 /* warpgroups that multiply, 64 outputs each */
 #define N_CONSUMERS    (128 * N_GROUPS)
 #define CONSUMER_WARPS (4 * N_GROUPS)
-#define N_THREADS      (N_CONSUMERS + (WRITER_WARPS + 1) * WARP_LANES)
+#define N_WORKERS      (N_CONSUMERS + WRITER_WARPS * WARP_LANES)
+#define N_THREADS      (N_WORKERS + 2 * WARP_LANES)
 #define W_BYTES        (TILE_OUT * TILE_K * 2)
+#define CONSUMER_REGS  168 /* with OTHER_REGS 128 a thread */
+#define OTHER_REGS     88
 
 /* What one instance comes to: N rows of x. */
 template <int PUT_KIND, int N> struct wgmma_shape {
@@ -82,11 +59,12 @@ template <int PUT_KIND, int N> struct wgmma_shape {
     static constexpr int SUMS_STRIDE = TILE_OUT + 4;  /* rows start in different banks */
     static constexpr int SUMS_BYTES = ROWS * SUMS_STRIDE * 4;
     static constexpr int STAGES = (SMEM_BYTES - SUMS_BYTES) / STAGE_BYTES;
+    static constexpr int QUEUED = IN_FLIGHT < STAGES ? IN_FLIGHT : STAGES - 1;
     static_assert(STAGES <= MAX_STAGES, "barriers for every stage");
 };
 
 struct pipeline {
-    uint64_t full[MAX_STAGES], empty[MAX_STAGES];
+    uint64_t w_full[MAX_STAGES], x_full[MAX_STAGES], empty[MAX_STAGES];
     uint64_t sums_full, sums_empty; /* the buffer between consumers and writers */
 };
 
@@ -106,192 +84,6 @@ static __device__ __forceinline__ int share_owner(unsigned unit, unsigned n_ctas
 static __device__ __forceinline__ int half_row(int tile, int half, bool gated, int n_cols)
 {
     return gated ? tile * 64 + half * n_cols : tile * TILE_OUT + half * 64;
-}
-
-template <typename T> static __device__ __forceinline__ void store4(T *p, const float v[4], int n)
-{
-    if (n == 4 && (uintptr_t)p % (4 * sizeof(T)) == 0) {
-        *reinterpret_cast<uint2 *>(p) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (i < n)
-            p[i] = from_f32<T>(v[i]);
-    }
-}
-
-/*
- * What a lane wants of memory before it can put its outputs of a row: the residual, or the angles
- * of its dims and where they go. Asked for while the sums are still being made.
- */
-template <typename T> struct row_ahead {
-    float v[4], sin[4]; /* the residual; or cosines and sines */
-    T *to;              /* of a rotated row; NULL: nowhere */
-};
-
-template <typename T>
-static __device__ __forceinline__ void residual_ahead(const gemm_wgmma_args<T> &a, int col, int row,
-                                                      row_ahead<T> *r)
-{
-    const T *x = (const T *)a.out + (int64_t)row * a.n_cols + col;
-    int n = a.n_cols - col;
-
-    if (n >= 4 && (uintptr_t)x % (4 * sizeof(T)) == 0) {
-        uint2 u = *reinterpret_cast<const uint2 *>(x);
-        float2 lo = unpack2<T>(u.x), hi = unpack2<T>(u.y);
-
-        r->v[0] = lo.x, r->v[1] = lo.y, r->v[2] = hi.x, r->v[3] = hi.y;
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        r->v[i] = i < n ? to_f32(x[i]) : 0.0f;
-}
-
-template <typename T>
-static __device__ __forceinline__ void head_ahead(const gemm_wgmma_args<T> &a, int col, int row,
-                                                  row_ahead<T> *r)
-{
-    const rope_args &p = a.rope;
-    int head = col / p.head_dim, d = col % p.head_dim, half = p.head_dim / 2, pos = p.pos[row];
-    bool is_v = head >= p.n_heads + p.n_kv_heads;
-
-    r->to = NULL;
-    if (col >= a.n_cols)
-        return;
-    if (head < p.n_heads)
-        r->to = (T *)p.q + (int64_t)row * p.n_heads * p.head_dim + col;
-    else
-        r->to = kv_entry(a.kv, p.slot[row], pos, (head - p.n_heads) % p.n_kv_heads, is_v) + d;
-    for (int i = 0; i < 4 && !is_v; i++) {
-        sincosf((float)pos * p.inv_freq[(int64_t)row * p.inv_freq_stride + (d + i) % half],
-                &r->sin[i], &r->v[i]);
-        r->sin[i] *= p.rope_scale;
-        r->v[i] *= p.rope_scale;
-    }
-}
-
-template <int PUT, typename T>
-static __device__ __forceinline__ row_ahead<T> look_ahead(const gemm_wgmma_args<T> &a, int tile,
-                                                          int row, int lane)
-{
-    row_ahead<T> r = {};
-
-    if constexpr (PUT == PUT_RESIDUAL)
-        residual_ahead(a, tile * TILE_OUT + lane * 4, row, &r);
-    if constexpr (PUT == PUT_ROTATED)
-        head_ahead(a, tile * TILE_OUT + lane * 4, row, &r);
-    return r;
-}
-
-/* x += v, and what the next norm needs of the new x. One warp has the tile's columns of a row. */
-template <typename T>
-static __device__ __forceinline__ void add_residual(const gemm_wgmma_args<T> &a, int tile, int row,
-                                                    int col, const float v[4], int n, int lane,
-                                                    const row_ahead<T> &ahead)
-{
-    T *x = (T *)a.out + (int64_t)row * a.n_cols + col;
-    float sum[4] = {}, gained[4] = {}, sq = 0;
-
-    for (int i = 0; i < 4; i++) {
-        sum[i] = to_f32(from_f32<T>(ahead.v[i] + v[i]));
-        if (i < n && a.next_gain) {
-            sq += sum[i] * sum[i];
-            gained[i] = sum[i] * a.next_gain[col + i];
-        }
-    }
-    if (n > 0)
-        store4(x, sum, n);
-    if (!a.next_gain)
-        return;
-    if (n > 0)
-        store4(a.gained + (int64_t)row * a.n_cols + col, gained, n);
-    sq = warp_sum(sq);
-    if (lane == 0)
-        a.next_sum_sq[(int64_t)tile * a.sum_sq_stride + row] = sq;
-}
-
-/* Four dims of a head: norm, rotation, and out. A warp has whole heads. */
-template <typename T>
-static __device__ __forceinline__ void put_head(const gemm_wgmma_args<T> &a, int col, float v[4],
-                                                const row_ahead<T> &ahead)
-{
-    const rope_args &r = a.rope;
-    int head = col / r.head_dim, d = col % r.head_dim, half = r.head_dim / 2;
-    int partner = r.head_dim / 8; /* lanes to the other half */
-    bool is_v = head >= r.n_heads + r.n_kv_heads;
-    const float *gain = head < r.n_heads ? r.q_norm : is_v ? NULL : r.k_norm;
-    float sq = 0;
-
-    if (r.q_norm || r.k_norm) { /* the whole warp takes part, whatever its heads are */
-        for (int i = 0; i < 4; i++)
-            sq += v[i] * v[i];
-        for (int m = r.head_dim / 8; m > 0; m >>= 1)
-            sq += __shfl_xor_sync(0xffffffffu, sq, m);
-        if (gain) {
-            float scale = rsqrtf(sq / (float)r.head_dim + r.qk_norm_eps);
-
-            for (int i = 0; i < 4; i++)
-                v[i] *= scale * gain[d + i];
-        }
-    }
-    for (int i = 0; i < 4; i++) {
-        float other = __shfl_xor_sync(0xffffffffu, v[i], partner);
-
-        if (!is_v)
-            v[i] = v[i] * ahead.v[i] + (d < half ? -other : other) * ahead.sin[i];
-    }
-    if (ahead.to)
-        store4(ahead.to, v, 4);
-}
-
-/* One row of a tile's sums, by one warp: lane -> 4 outputs, gated 2. */
-template <int PUT, typename T>
-static __device__ __forceinline__ void put_row(const gemm_wgmma_args<T> &a, const float *sums,
-                                               int tile, int row, float scale, int lane,
-                                               const row_ahead<T> &ahead)
-{
-    float4 s = *reinterpret_cast<const float4 *>(sums + lane * 4);
-    float v[4] = {s.x * scale, s.y * scale, s.z * scale, s.w * scale};
-    int col = tile * TILE_OUT + lane * 4, n = a.n_cols - col;
-
-    if constexpr (PUT == PUT_GATED) {
-        float2 g = *reinterpret_cast<const float2 *>(sums + lane * 2);
-        float2 u = *reinterpret_cast<const float2 *>(sums + 64 + lane * 2);
-        float gate[2] = {g.x * scale, g.y * scale}, up[2] = {u.x * scale, u.y * scale};
-
-        col = tile * 64 + lane * 2;
-        for (int i = 0; i < 2 && col + i < a.n_cols; i++) {
-            if (a.bias) {
-                gate[i] += a.bias[col + i];
-                up[i] += a.bias[a.n_cols + col + i];
-            }
-            ((T *)a.out)[(int64_t)row * a.n_cols + col + i] =
-                from_f32<T>(act_f32(a.act, gate[i]) * up[i]);
-        }
-        return;
-    }
-    n = n < 0 ? 0 : n < 4 ? n : 4;
-#pragma unroll
-    for (int i = 0; i < 4; i++) /* no loop over n: v must stay in registers */
-        v[i] += a.bias && i < n ? a.bias[col + i] : 0.0f;
-    if constexpr (PUT == PUT_RESIDUAL) {
-        add_residual(a, tile, row, col, v, n, lane, ahead);
-    } else if constexpr (PUT == PUT_ROTATED) {
-        put_head(a, n > 0 ? col : 0, v, ahead);
-    } else if (a.epilogue == GEMM_F32) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i < n)
-                ((float *)a.out)[(int64_t)row * a.n_cols + col + i] = v[i];
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            v[i] = a.epilogue == GEMM_ACT ? act_f32(a.act, v[i]) : v[i];
-        store4((T *)a.out + (int64_t)row * a.n_cols + col, v, n);
-    }
 }
 
 /* The CTAs that share a tile. */
@@ -456,7 +248,7 @@ template <typename T> static __device__ void find_scales(const gemm_wgmma_args<T
         if (lane == 0)
             scale[r] = rsqrtf(sum / (float)a.dim + a.norm_eps);
     }
-    named_barrier(EVERYBODY, N_CONSUMERS + WRITER_WARPS * WARP_LANES); /* the scales are there */
+    named_barrier(EVERYBODY, N_WORKERS); /* the scales are there */
 }
 
 /* Writer warps: finished tiles of the share, as consumers hand them over. */
@@ -480,46 +272,113 @@ static __device__ __forceinline__ void write_tiles(const gemm_wgmma_args<T> &a, 
     }
 }
 
-/* The one thread that loads. */
+/* The one thread that loads weights. They depend on nothing: it does not wait for other kernels. */
 template <typename S, typename T>
 static __device__ __forceinline__ void
-load_units(const CUtensorMap *w_map, const CUtensorMap *x_map, const gemm_wgmma_args<T> &a,
-           unsigned char *stages, pipeline *pipe, int begin, int end)
+load_weights(const CUtensorMap *map, const gemm_wgmma_args<T> &a, unsigned char *stages,
+             pipeline *pipe, int begin, int end)
 {
-    uint64_t stream = policy_evict_first(), keep = policy_evict_last();
-    int ahead = end - begin < S::STAGES ? end - begin : S::STAGES;
-    struct turn t = {0, 0};
+    uint64_t stream = policy_evict_first();
+    struct turn t = {0, 1}, landed = {0, 0};
 
-    auto load_w = [&](int unit, int stage) {
+    for (int unit = begin; unit < end; unit++, t.advance(S::STAGES)) {
         int tile = unit / a.tile_units, k = unit % a.tile_units * TILE_K;
-        smem_ref dst = smem_addr(stages + stage * S::STAGE_BYTES);
+        smem_ref dst = smem_addr(stages + t.at * S::STAGE_BYTES);
 
-        barrier_arrive_expect(&pipe->full[stage], S::STAGE_BYTES);
-        for (int half = 0; half < 2; half++)
-            copy_tensor_2d(dst + half * (W_BYTES / 2), w_map, k,
-                           half_row(tile, half, S::PUT == PUT_GATED, a.n_cols), &pipe->full[stage],
-                           stream);
-    };
-    auto load_x = [&](int unit, int stage) {
-        copy_tensor_2d(smem_addr(stages + stage * S::STAGE_BYTES + W_BYTES), x_map,
-                       unit % a.tile_units * TILE_K, a.row0, &pipe->full[stage], keep);
-    };
-    /* Weights depend on nothing: the first of them are fetched before x is there. */
-    for (int i = 0; i < ahead; i++)
-        load_w(begin + i, i);
-    grid_wait();
-    for (int i = 0; i < ahead; i++)
-        load_x(begin + i, i);
-    for (int unit = begin + ahead; unit < end; unit++, t.advance(S::STAGES)) {
         barrier_wait(&pipe->empty[t.at], t.parity);
-        load_w(unit, t.at);
-        load_x(unit, t.at);
+        if (unit >= begin + S::QUEUED) {
+            barrier_wait(&pipe->w_full[landed.at], landed.parity);
+            landed.advance(S::STAGES);
+        }
+        barrier_arrive_expect(&pipe->w_full[t.at], W_BYTES);
+        for (int half = 0; half < 2; half++)
+            copy_tensor_2d(dst + half * (W_BYTES / 2), map, k,
+                           half_row(tile, half, S::PUT == PUT_GATED, a.n_cols), &pipe->w_full[t.at],
+                           stream);
+    }
+}
+
+/* The one thread that loads x. */
+template <typename S, typename T>
+static __device__ __forceinline__ void load_rows(const CUtensorMap *map,
+                                                 const gemm_wgmma_args<T> &a, unsigned char *stages,
+                                                 pipeline *pipe, int begin, int end)
+{
+    uint64_t keep = policy_evict_last();
+    struct turn t = {0, 1};
+
+    grid_wait();
+    for (int unit = begin; unit < end; unit++, t.advance(S::STAGES)) {
+        barrier_wait(&pipe->empty[t.at], t.parity);
+        barrier_arrive_expect(&pipe->x_full[t.at], S::STAGE_BYTES - W_BYTES);
+        copy_tensor_2d(smem_addr(stages + t.at * S::STAGE_BYTES + W_BYTES), map,
+                       unit % a.tile_units * TILE_K, a.row0, &pipe->x_full[t.at], keep);
     }
     grid_launch_next(); /* this CTA asks memory for nothing more */
 }
 
-/* CTA -> its share of the units; first warps multiply, seven write, one thread of the last loads.
- */
+/* Consumer warps: this CTA's units; it puts out what it does not hand to the writers. */
+template <typename S, int N, typename T>
+static __device__ __forceinline__ void multiply(const gemm_wgmma_args<T> &a, unsigned char *stages,
+                                                pipeline *pipe, float *sums, const float *scale,
+                                                int begin, int end)
+{
+    int group = threadIdx.x / 128, n_handed = 0;
+    float acc[N / 2];
+    struct turn t = {0, 0};
+
+    for (int unit = begin; unit < end;) {
+        int tile = unit / a.tile_units, first = unit % a.tile_units;
+        int n = a.tile_units - first < end - unit ? a.tile_units - first : end - unit;
+
+        for (int i = 0; i < n; i++, t.advance(S::STAGES)) {
+            smem_ref at = smem_addr(stages + t.at * S::STAGE_BYTES);
+            uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
+
+            barrier_wait(&pipe->w_full[t.at], t.parity);
+            barrier_wait(&pipe->x_full[t.at], t.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < TILE_K / WGMMA_K; k++)
+                wgmma_ss<T, N>::run(acc, wd + 2 * k, xd + 2 * k, i > 0 || k > 0);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (threadIdx.x % 128 == 0 && i > 0) /* the stage before is free */
+                barrier_arrive(&pipe->empty[t.at == 0 ? S::STAGES - 1 : t.at - 1]);
+        }
+        wgmma_wait<0>();
+        if (threadIdx.x % 128 == 0)
+            barrier_arrive(&pipe->empty[t.at == 0 ? S::STAGES - 1 : t.at - 1]);
+        unit += n;
+        if (n < a.tile_units) {
+            leave_part<S, N>(a, acc, tile);
+            continue;
+        }
+#pragma unroll
+        for (int row0 = 0; row0 < N; row0 += S::ROWS) {
+            if (row0 >= a.n_rows)
+                break;
+            barrier_wait(&pipe->sums_empty, (n_handed & 1) ^ 1);
+            n_handed++;
+#pragma unroll
+            for (int j = 0; j < S::ROWS / 8 && row0 + 8 * j < N; j++)
+                spread<S>(sums, 8 * j, acc + row0 / 2 + 4 * j);
+            __syncwarp(); /* the warp's sums are there */
+            if (threadIdx.x % WARP_LANES == 0)
+                barrier_arrive(&pipe->sums_full);
+        }
+    }
+    if (n_handed > 0)
+        barrier_wait(&pipe->sums_empty,
+                     (n_handed & 1) ^ 1); /* the buffer is the consumers' again */
+    /* Shared are at most the first tile and the last. */
+    if (begin % a.tile_units != 0 || end < begin + a.tile_units)
+        put_shared<S, N>(a, begin / a.tile_units, sums, scale);
+    if (end % a.tile_units != 0 && (end - 1) / a.tile_units != begin / a.tile_units)
+        put_shared<S, N>(a, (end - 1) / a.tile_units, sums, scale);
+}
+
+/* CTA -> its share of the units; first warps multiply, six write, two threads load. */
 template <typename T, int PUT, int N>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     gemm_wgmma_kernel(const __grid_constant__ CUtensorMap w_map,
@@ -537,7 +396,8 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::STAGES; i++) {
-            barrier_init(&pipe.full[i], 1);
+            barrier_init(&pipe.w_full[i], 1);
+            barrier_init(&pipe.x_full[i], 1);
             barrier_init(&pipe.empty[i], N_GROUPS);
         }
         barrier_init(&pipe.sums_full, CONSUMER_WARPS);
@@ -545,73 +405,37 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
         barrier_init_done();
     }
     __syncthreads(); /* the barriers are ready */
-    if (threadIdx.x >= N_CONSUMERS + WRITER_WARPS * WARP_LANES) {
-        if (threadIdx.x % WARP_LANES == 0)
-            load_units<S>(&w_map, &x_map, a, smem, &pipe, begin, end);
+    if (threadIdx.x < N_CONSUMERS)
+        registers_take<CONSUMER_REGS>();
+    else
+        registers_give<OTHER_REGS>();
+    if (threadIdx.x >= N_WORKERS) {
+        if (threadIdx.x == N_WORKERS)
+            load_weights<S>(&w_map, a, smem, &pipe, begin, end);
+        else if (threadIdx.x == N_WORKERS + WARP_LANES)
+            load_rows<S>(&x_map, a, smem, &pipe, begin, end);
         return;
     }
     grid_wait();
     if (a.sum_sq)
         find_scales(a, scale);
-    if (threadIdx.x >= N_CONSUMERS) {
+    if (threadIdx.x < N_CONSUMERS)
+        multiply<S, N>(a, smem, &pipe, sums, scale, begin, end);
+    else
         write_tiles<S, N>(a, sums, &pipe, begin, end, scale);
-        return;
-    }
-
-    int group = threadIdx.x / 128, n_handed = 0;
-    float acc[N / 2];
-    struct turn t = {0, 0};
-
-    for (int unit = begin; unit < end;) {
-        int tile = unit / a.tile_units, first = unit % a.tile_units;
-        int n = a.tile_units - first < end - unit ? a.tile_units - first : end - unit;
-
-        for (int i = 0; i < n; i++, t.advance(S::STAGES)) {
-            smem_ref at = smem_addr(smem + t.at * S::STAGE_BYTES);
-            uint64_t wd = wgmma_desc(at + group * (W_BYTES / 2)), xd = wgmma_desc(at + W_BYTES);
-
-            barrier_wait(&pipe.full[t.at], t.parity);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < TILE_K / WGMMA_K; k++)
-                wgmma_ss<T, N>::run(acc, wd + 2 * k, xd + 2 * k, i > 0 || k > 0);
-            wgmma_commit();
-            wgmma_wait<0>(); /* at once: a free stage is worth more than a busy tensor core */
-            if (threadIdx.x % 128 == 0)
-                barrier_arrive(&pipe.empty[t.at]);
-        }
-        unit += n;
-        if (n < a.tile_units) {
-            leave_part<S, N>(a, acc, tile);
-            continue;
-        }
-#pragma unroll
-        for (int row0 = 0; row0 < N; row0 += S::ROWS) {
-            if (row0 >= a.n_rows)
-                break;
-            barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1);
-            n_handed++;
-#pragma unroll
-            for (int j = 0; j < S::ROWS / 8 && row0 + 8 * j < N; j++)
-                spread<S>(sums, 8 * j, acc + row0 / 2 + 4 * j);
-            __syncwarp(); /* the warp's sums are there */
-            if (threadIdx.x % WARP_LANES == 0)
-                barrier_arrive(&pipe.sums_full);
-        }
-    }
-    if (n_handed > 0)
-        barrier_wait(&pipe.sums_empty, (n_handed & 1) ^ 1); /* the buffer is the consumers' again */
-    /* Shared are at most the first tile and the last. */
-    if (begin % a.tile_units != 0 || end < begin + a.tile_units)
-        put_shared<S, N>(a, begin / a.tile_units, sums, scale);
-    if (end % a.tile_units != 0 && (end - 1) / a.tile_units != begin / a.tile_units)
-        put_shared<S, N>(a, (end - 1) / a.tile_units, sums, scale);
 }
 
-/* How many CTAs share the units: all SMs, or a few less where tiles then split evenly. */
+/*
+ * How many CTAs share the units: what gives each the same number of whole tiles, or tiles the same
+ * number of CTAs; else all SMs.
+ */
 static int n_shares(int n_sms, int n_tiles, int tile_units)
 {
-    for (int split = 1; split <= tile_units && n_tiles * split <= n_sms; split++) {
+    int each = (n_tiles + n_sms - 1) / n_sms;
+
+    if (n_tiles >= MIN_FULL * n_sms)
+        return (n_tiles + each - 1) / each;
+    for (int split = 2; split <= tile_units && n_tiles * split <= n_sms; split++) {
         if (n_tiles * split >= MIN_FULL * n_sms && tile_units % split == 0)
             return n_tiles * split;
     }

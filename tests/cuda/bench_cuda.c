@@ -490,15 +490,15 @@ static void bench_step(void)
     static const int shapes[][2] = {{1, 1024}, {8, 4096}, {16, 4096}, {32, 4096}};
     struct model_config c = {.model_type = "llama",
                              .vocab_size = 32000,
-                             .dim = 4096,
-                             .n_layers = 32,
-                             .n_heads = 32,
-                             .n_kv_heads = 32,
-                             .head_dim = 128,
-                             .ffn_dim = 11008,
                              .max_seq_len = 4096,
-                             .norm_eps = 1e-5f,
-                             .act = ACT_SILU};
+                             .stack = {.dim = 4096,
+                                       .n_layers = 32,
+                                       .n_heads = 32,
+                                       .n_kv_heads = 32,
+                                       .head_dim = 128,
+                                       .ffn_dim = 11008,
+                                       .norm_eps = 1e-5f,
+                                       .act = ACT_SILU}};
     struct model_params params = {.random_weights = true,
                                   .seed = 1,
                                   .dtype = DTYPE_BF16,
@@ -509,28 +509,28 @@ static void bench_step(void)
     int32_t rows[MAX_BATCH], tokens[MAX_BATCH];
     double weights;
 
-    c.rope.kind = ROPE_DEFAULT;
-    c.rope.theta = 10000;
-    c.rope.factor = 1;
-    c.rope.dim = 128;
+    c.stack.rope.kind = ROPE_DEFAULT;
+    c.stack.rope.theta = 10000;
+    c.stack.rope.factor = 1;
+    c.stack.rope.dim = 128;
     for (int i = 0; i < MAX_BATCH; i++)
         rows[i] = tokens[i] = i;
-    for (int i = 0; i < c.n_layers; i++)
+    for (int i = 0; i < c.stack.n_layers; i++)
         c.window[i] = KV_WINDOW_ALL;
     if (model_open(&w.model, &c, &cb->base, &params, &err) < 0)
         die("model", &err);
-    weights = (double)model_weight_bytes(w.model) - 2.0 * c.vocab_size * c.dim;
+    weights = (double)model_weight_bytes(w.model) - 2.0 * c.vocab_size * c.stack.dim;
     for (size_t n = 0; n < 2 * sizeof(shapes) / sizeof(shapes[0]); n++) {
         size_t i = n / 2;
         char name[96];
 
-        w.kv = kv_new(shapes[i][0], shapes[i][1], c.n_layers, 32, 32, 128, false, n % 2);
+        w.kv = kv_new(shapes[i][0], shapes[i][1], c.stack.n_layers, 32, 32, 128, false, n % 2);
         w.kv.batch.n_logits = shapes[i][0];
         w.kv.batch.logit_row = device_copy(rows, sizeof(rows));
         w.kv.batch.token = device_copy(tokens, sizeof(tokens));
         snprintf(name, sizeof(name), "step 7B %d x %d%s", shapes[i][0], shapes[i][1],
                  n % 2 ? " scattered" : "");
-        report(name, weights + w.kv.bytes * c.n_layers, time_graph(run_step, &w));
+        report(name, weights + w.kv.bytes * c.stack.n_layers, time_graph(run_step, &w));
         kv_free(&w.kv);
     }
     model_close(w.model);
