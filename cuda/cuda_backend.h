@@ -28,6 +28,8 @@ struct gemm_args;
     ((size_t)32 << 20)                       /* of each of two pinned buffers: 1 ms of PCIe 4 x16 */
 #define ATTN_STATE_BYTES ((size_t)128 << 20) /* partial results of split attention */
 
+#define GEMM_MAX_CLUSTER 8 /* CTAs that share a tile and each other's memory */
+
 /* The work of one step's decode attention, for all layers; see attn_decode.cu. */
 struct attn_plan {
     int32_t *first;   /* device [n_layers, max_pairs + 1] running count of chunks */
@@ -52,12 +54,13 @@ struct cuda_backend {
     struct cuda_blas *blas;
     /* Hopper's products of few rows; NULL elsewhere and in f32. See gemm_wgmma.cu. */
     int (*gemm_hopper)(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
-    void *tensor_map_encode; /* cuTensorMapEncodeTiled */
-    float *gemm_parts;       /* sums of tiles that several CTAs share */
-    int32_t *gemm_arrived;   /* [GEMM_MAX_TILES, 2] zero between launches */
-    void *gained;            /* [max_decode, max_dim] residual rows times the next norm's gain */
-    float *sum_sq;           /* [max_dim / 128, max_decode] their sums of squares */
-    int max_decode;          /* decode rows of a step */
+    void *tensor_map_encode;                 /* cuTensorMapEncodeTiled */
+    int gemm_clusters[GEMM_MAX_CLUSTER + 1]; /* of each size that the GPU runs at once */
+    float *gemm_parts;                       /* sums of tiles that several CTAs share */
+    int32_t *gemm_arrived;                   /* [GEMM_MAX_TILES, 2] zero between launches */
+    void *gained;   /* [max_decode, max_dim] residual rows times the next norm's gain */
+    float *sum_sq;  /* [max_dim / 128, max_decode] their sums of squares */
+    int max_decode; /* decode rows of a step */
     const struct weight *gained_by; /* the gain that `gained` was made with; NULL: there is none */
     void *staging[2];               /* pinned, CUDA_STAGING_BYTES each */
     cudaEvent_t staging_free[2];

@@ -35,6 +35,7 @@ template <typename T> struct gemm_wgmma_args {
     kv_pages<T> kv;
     rope_args rope;
     int n_rows, n_cols, n_tiles, tile_units, row0;
+    int n_shares, split; /* CTAs; of a tile, where they are a cluster, else 0 */
     int n_sum_sq, sum_sq_stride, dim;
     float norm_eps;
     int epilogue, act;

@@ -7,10 +7,11 @@
  *
  * Work     out^T = w x^T in tiles of 128 outputs; a tile's K is cut into units of 64. Where there
  *          are tiles enough each CTA has whole ones, on as many SMs as that takes: two thirds of
- *          them draw all that memory gives. Else the units of all tiles form one line that is cut
- *          into equal shares; the CTAs that share a tile leave their sums in memory, and at the end
- *          each adds up some of its rows, in ascending order of K. The cuts depend on the shape
- *          alone, so a row's bits do not depend on what it is batched with.
+ *          them draw all that memory gives. Else a cluster shares a tile: each CTA leaves its sums
+ *          with the one that adds up and puts out the row, in ascending order of K. Where neither
+ *          goes the units of all tiles form one line that is cut into equal shares, and sums go
+ *          through memory. The cuts depend on shape and GPU alone, so a row's bits do not depend
+ *          on what it is batched with.
  * Tile     128 x 64 of w (16 KiB) and n_rows x 64 of x a stage, by tensor map, 128-byte swizzle.
  *          Few stages are on their way at a time, many wait to be used: what is queued in the
  *          memory system holds up the sums and the rows of x
@@ -152,6 +153,29 @@ static __device__ __forceinline__ void put_rows(const gemm_wgmma_args<T> &a, con
     }
 }
 
+/* Fragments v of n eights of rows from eight j0 on, below eight `end`, by all consumers. */
+template <typename S, int n, typename T>
+static __device__ __forceinline__ void put_eights(const gemm_wgmma_args<T> &a, const float (*v)[4],
+                                                  const row_ahead<T> *ahead, int tile, int j0,
+                                                  int end, float *sums, const float *scale)
+{
+    int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+
+    named_barrier(CONSUMERS, N_CONSUMERS); /* earlier rows have been read */
+#pragma unroll
+    for (int j = 0; j < n; j++)
+        spread<S>(sums, j * 8, v[j]);
+    named_barrier(CONSUMERS, N_CONSUMERS); /* the rows are there */
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        int row = (j0 + j) * 8 + warp;
+
+        if (j0 + j < end && row < a.n_rows)
+            put_row<S::PUT>(a, sums + (j * 8 + warp) * S::SUMS_STRIDE, tile, a.row0 + row,
+                            a.sum_sq ? scale[row] : 1.0f, lane, ahead[j]);
+    }
+}
+
 #define PARTS_AT_ONCE 4
 
 /*
@@ -214,24 +238,74 @@ static __device__ __forceinline__ void put_shared(const gemm_wgmma_args<T> &a, i
                 }
             }
         }
-        named_barrier(CONSUMERS, N_CONSUMERS); /* earlier rows have been read */
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
-            spread<S>(sums, j * 8, v[j]);
-        named_barrier(CONSUMERS, N_CONSUMERS); /* the rows are there */
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) {
-            int row = (j0 + j) * 8 + warp;
-
-            if (j0 + j < end && row < a.n_rows)
-                put_row<S::PUT>(a, sums + (j * 8 + warp) * S::SUMS_STRIDE, tile, a.row0 + row,
-                                a.sum_sq ? scale[row] : 1.0f, lane, ahead[j]);
-        }
+        put_eights<S, AT_ONCE>(a, v, ahead, tile, j0, end, sums, scale);
     }
     if (threadIdx.x == 0 && atomicAdd(&a.arrived[2 * tile + 1], 1) == n - 1) {
         a.arrived[2 * tile] = 0;
         a.arrived[2 * tile + 1] = 0;
     }
+}
+
+/*
+ * The same where the CTAs that share a tile are a cluster: each leaves its sums in the shared
+ * memory of the one that puts them out, in the place of stages that nobody needs any more.
+ */
+template <typename S, int N, typename T>
+static __device__ __forceinline__ void
+put_cluster(const gemm_wgmma_args<T> &a, const float (&acc)[N / 2], int tile, unsigned char *stages,
+            float *sums, const float *scale)
+{
+    constexpr int AT_ONCE = N / 8 < 2 ? N / 8 : 2;
+    int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+    int me = blockIdx.x % a.split, n_vecs = (a.n_rows + 7) / 8;
+    int begin = me * n_vecs / a.split, end = (me + 1) * n_vecs / a.split;
+    int n_most = (n_vecs + a.split - 1) / a.split;
+    const float4 *left = (const float4 *)stages; /* [split, n_most, consumers] */
+    int owner = 0, owner_end = n_vecs / a.split, owner_begin = 0;
+
+    cluster_sync(); /* no stage is in use */
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        if (j >= n_vecs)
+            break;
+        while (j >= owner_end) {
+            owner++;
+            owner_begin = owner_end;
+            owner_end = (owner + 1) * n_vecs / a.split;
+        }
+        store_at(&left[(me * n_most + j - owner_begin) * N_CONSUMERS + threadIdx.x], owner,
+                 make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+    }
+    cluster_arrive();
+    for (int j0 = begin; j0 < end; j0 += AT_ONCE) {
+        float v[AT_ONCE][4] = {};
+        row_ahead<T> ahead[AT_ONCE] = {};
+
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int row = (j0 + j) * 8 + warp;
+
+            if (j0 + j < end && row < a.n_rows)
+                ahead[j] = look_ahead<S::PUT>(a, tile, a.row0 + row, lane);
+        }
+        if (j0 == begin)
+            cluster_wait(); /* all sums have been left */
+        for (int s = 0; s < a.split; s++) {
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                int at = j0 + j < end ? j0 + j - begin : 0;
+                float4 p = left[(s * n_most + at) * N_CONSUMERS + threadIdx.x];
+
+                v[j][0] += p.x;
+                v[j][1] += p.y;
+                v[j][2] += p.z;
+                v[j][3] += p.w;
+            }
+        }
+        put_eights<S, AT_ONCE>(a, v, ahead, tile, j0, end, sums, scale);
+    }
+    if (begin == end)
+        cluster_wait();
 }
 
 /* scale[row] = 1 / rms, from the sums of squares that the residual product left. */
@@ -350,6 +424,10 @@ static __device__ __forceinline__ void multiply(const gemm_wgmma_args<T> &a, uns
         if (threadIdx.x % 128 == 0)
             barrier_arrive(&pipe->empty[t.at == 0 ? S::STAGES - 1 : t.at - 1]);
         unit += n;
+        if (a.split > 0) {
+            put_cluster<S, N>(a, acc, tile, stages, sums, scale);
+            return;
+        }
         if (n < a.tile_units) {
             leave_part<S, N>(a, acc, tile);
             continue;
@@ -427,17 +505,21 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
 
 /*
  * How many CTAs share the units: what gives each the same number of whole tiles, or tiles the same
- * number of CTAs; else all SMs.
+ * number of CTAs, a cluster (*split) if it may be one; else all SMs.
  */
-static int n_shares(int n_sms, int n_tiles, int tile_units)
+static int n_shares(const struct cuda_backend *cb, int n_tiles, int tile_units, int *split)
 {
-    int each = (n_tiles + n_sms - 1) / n_sms;
+    int n_sms = cb->n_sms, each = (n_tiles + n_sms - 1) / n_sms;
 
+    *split = 0;
     if (n_tiles >= MIN_FULL * n_sms)
         return (n_tiles + each - 1) / each;
-    for (int split = 2; split <= tile_units && n_tiles * split <= n_sms; split++) {
-        if (n_tiles * split >= MIN_FULL * n_sms && tile_units % split == 0)
-            return n_tiles * split;
+    for (int n = 2; n <= tile_units && n_tiles * n <= n_sms; n++) {
+        if (n_tiles * n < MIN_FULL * n_sms)
+            continue;
+        if (n <= GEMM_MAX_CLUSTER && n_tiles <= cb->gemm_clusters[n])
+            *split = n;
+        return n_tiles * n;
     }
     return n_tiles * tile_units < n_sms ? n_tiles * tile_units : n_sms;
 }
@@ -475,9 +557,8 @@ static int wgmma_start(struct cuda_backend *cb, const struct gemm_args *p,
         return rc;
     CUDA_TRY(err, cudaFuncSetAttribute(gemm_wgmma_kernel<T, PUT, N>,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES));
-    return launch_overlapped(cb, "gemm_wgmma", gemm_wgmma_kernel<T, PUT, N>,
-                             dim3(n_shares(cb->n_sms, k.n_tiles, k.tile_units)), dim3(N_THREADS),
-                             SMEM_BYTES, err, w_map, x_map, k);
+    return launch_clusters(cb, "gemm_wgmma", gemm_wgmma_kernel<T, PUT, N>, k.split ? k.split : 1,
+                           dim3(k.n_shares), dim3(N_THREADS), SMEM_BYTES, err, w_map, x_map, k);
 }
 
 template <typename T, int PUT>
@@ -552,6 +633,7 @@ static int wgmma_run(struct cuda_backend *cb, const struct gemm_args *p, struct 
     k.n_cols = gated ? p->w->n_out / 2 : p->w->n_out;
     k.n_tiles = gated ? (k.n_cols + 63) / 64 : (k.n_cols + TILE_OUT - 1) / TILE_OUT;
     k.tile_units = (p->w->n_in + TILE_K - 1) / TILE_K;
+    k.n_shares = n_shares(cb, k.n_tiles, k.tile_units, &k.split);
     k.epilogue = p->epilogue;
     k.act = p->act;
     if (p->attn_in) {
@@ -581,6 +663,32 @@ static int gemm_wgmma_launch(struct cuda_backend *cb, const struct gemm_args *p,
     return wgmma_run<__half>(cb, p, err);
 }
 
+/* How many clusters of each size the GPU runs at once. */
+template <typename T> static int clusters_count(struct cuda_backend *cb, struct err *err)
+{
+    void (*kernel)(CUtensorMap, CUtensorMap, gemm_wgmma_args<T>) =
+        gemm_wgmma_kernel<T, PUT_RESIDUAL, 64>;
+
+    CUDA_TRY(err,
+             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES));
+    for (int n = 2; n <= GEMM_MAX_CLUSTER; n++) {
+        cudaLaunchAttribute attr = {};
+        cudaLaunchConfig_t config = {};
+
+        attr.id = cudaLaunchAttributeClusterDimension;
+        attr.val.clusterDim.x = (unsigned)n;
+        attr.val.clusterDim.y = 1;
+        attr.val.clusterDim.z = 1;
+        config.gridDim = dim3(n);
+        config.blockDim = dim3(N_THREADS);
+        config.dynamicSmemBytes = SMEM_BYTES;
+        config.attrs = &attr;
+        config.numAttrs = 1;
+        CUDA_TRY(err, cudaOccupancyMaxActiveClusters(&cb->gemm_clusters[n], kernel, &config));
+    }
+    return 0;
+}
+
 int cuda_hopper_open(struct cuda_backend *cb, struct err *err)
 {
     cudaDriverEntryPointQueryResult found;
@@ -601,5 +709,6 @@ int cuda_hopper_open(struct cuda_backend *cb, struct err *err)
              cudaMalloc((void **)&cb->sum_sq, (size_t)n_sum_sq * cb->max_decode * sizeof(float)));
     CUDA_TRY(err, cudaMalloc(&cb->gained, (size_t)cb->max_decode * cb->params.max_dim * 2));
     cb->gemm_hopper = gemm_wgmma_launch;
-    return 0;
+    return cb->base.act_dtype == DTYPE_BF16 ? clusters_count<__nv_bfloat16>(cb, err)
+                                            : clusters_count<__half>(cb, err);
 }

@@ -37,6 +37,31 @@ static inline int launch_kernel(struct cuda_backend *cb, bool overlapped, const 
     return cuda_launched(cb, name, err);
 }
 
+/* Overlapped, in clusters of n CTAs. */
+template <typename... A>
+static inline int launch_clusters(struct cuda_backend *cb, const char *name, void (*kernel)(A...),
+                                  int n, dim3 grid, dim3 block, size_t smem, struct err *err,
+                                  const A &...args)
+{
+    cudaLaunchAttribute attrs[2] = {};
+    cudaLaunchConfig_t config = {};
+
+    attrs[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attrs[0].val.programmaticStreamSerializationAllowed = 1;
+    attrs[1].id = cudaLaunchAttributeClusterDimension;
+    attrs[1].val.clusterDim.x = (unsigned)n;
+    attrs[1].val.clusterDim.y = 1;
+    attrs[1].val.clusterDim.z = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem;
+    config.stream = cb->stream;
+    config.attrs = attrs;
+    config.numAttrs = n > 1 ? 2 : 1;
+    cudaLaunchKernelEx(&config, kernel, args...); /* reported by cuda_launched() */
+    return cuda_launched(cb, name, err);
+}
+
 template <typename... A>
 static inline int launch_overlapped(struct cuda_backend *cb, const char *name, void (*kernel)(A...),
                                     dim3 grid, dim3 block, size_t smem, struct err *err,

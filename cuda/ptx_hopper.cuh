@@ -223,6 +223,33 @@ __device__ __forceinline__ void copy_tensor_2d(smem_ref dst, const CUtensorMap *
                  : "memory");
 }
 
+/* Writes v where CTA `rank` of the cluster has what this one has at p. */
+__device__ __forceinline__ void store_at(const float4 *p, int rank, float4 v)
+{
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1;"
+                 " st.shared::cluster.v4.f32 [at], {%2, %3, %4, %5}; }" ::"r"(smem_addr(p)),
+                 "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+/* All threads of the cluster that have not ended: what they have written is there behind the wait.
+ */
+__device__ __forceinline__ void cluster_arrive()
+{
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_sync()
+{
+    cluster_arrive();
+    cluster_wait();
+}
+
 /* Fetches the descriptor itself ahead of its first use. */
 __device__ __forceinline__ void tensor_map_prefetch(const CUtensorMap *map)
 {
