@@ -8,6 +8,7 @@
 #include "cuda/cuda_backend.h"
 
 #include "base/check.h"
+#include "cuda/block_ops.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,8 +166,8 @@ static int attn_in_few(struct cuda_backend *cb, const struct attn_in_args *a, in
                        struct err *err)
 {
     /* Without fusion the bias is added by rope, in f32. */
-    bool fused =
-        cb->gemm_hopper && a->rope_dim == a->head_dim && (a->head_dim == 64 || a->head_dim == 128);
+    bool fused = cb->gemm_hopper && !a->batch->rope_pos && a->rope_dim == a->head_dim &&
+                 (a->head_dim == 64 || a->head_dim == 128);
     struct gemm_args g = {.n_rows = a->batch->n_decode,
                           .w = a->wqkv,
                           .bias = fused ? a->bqkv : NULL,
@@ -192,7 +193,7 @@ static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct e
         rc = check_fits(cb, a->batch->n_rows, a->dim, "attn_in", err);
     if (rc == 0)
         rc = check_fits(cb, a->batch->n_rows, a->wqkv->n_out, "attn_in", err);
-    if (rc == 0)
+    if (rc == 0 && !a->kv->is_slab)
         rc = attn_plan_launch(cb, a->kv, a->batch, a->layer, err);
     if (rc == 0)
         rc = attn_in_few(cb, a, &row0, err);
@@ -215,6 +216,8 @@ static int op_attn(struct backend *be, const struct attn_args *a, struct err *er
     if (rc == 0 && a->n_heads % a->n_kv_heads)
         rc = err_set(err, ERR_UNSUPPORTED, "attn: %d heads over %d KV heads", a->n_heads,
                      a->n_kv_heads);
+    if (rc == 0 && a->kv->is_slab)
+        return attn_token_launch(cb, a, err);
     if (rc == 0)
         rc = attn_decode_launch(cb, a, err);
     if (rc == 0)
@@ -337,6 +340,58 @@ static int op_logits(struct backend *be, const struct logits_args *a, struct err
     if (rc == 0)
         rc = norm_launch(cb, &a->norm, a->dim, a->x, a->batch->logit_row, n, cb->scratch_norm, err);
     return rc < 0 ? rc : project_few(cb, &head, err);
+}
+
+/* Blocks' rows of the embedder, and with a projection their product, as attn_in has it. */
+static int op_block_embed(struct backend *be, const struct block_embed_args *a, struct err *err)
+{
+    struct cuda_backend *cb = of(be);
+    const struct step_batch *b = a->batch;
+    double row = (double)a->block_len * a->table->n_in * dtype_bytes(a->table->dtype);
+    struct gemm_args few = {.x = a->gathered,
+                            .n_rows = b->n_decode,
+                            .w = a->w,
+                            .bias = a->b,
+                            .out = a->x,
+                            .epilogue = GEMM_STORE};
+    int rc = block_gather_launch(cb, a, a->w ? a->gathered : a->x, err);
+
+    cb->gained_by = NULL;
+    count(cb, OP_BLOCK_EMBED, 2 * row * b->n_rows, 0);
+    if (rc < 0 || !a->w)
+        return rc;
+    count_product(cb, OP_BLOCK_EMBED, a->w, b);
+    rc = cuda_check_matrix(cb, a->w, "projection", err);
+    if (rc == 0)
+        rc = project_few(cb, &few, err);
+    if (rc == 0)
+        rc = project_prompt(cb, b, a->gathered, a->w, a->x, GEMM_STORE, err);
+    if (rc == 0)
+        rc = add_bias_launch(cb, row_at(cb, a->x, b->n_decode, a->w->n_out),
+                             b->n_rows - b->n_decode, a->w->n_out, a->b, err);
+    return rc;
+}
+
+static int op_block_to_prefix(struct backend *be, const struct block_to_prefix_args *a,
+                              struct err *err)
+{
+    struct cuda_backend *cb = of(be);
+    int rc = cuda_check_matrix(cb, a->w, "expansion", err);
+    double size = (double)a->w->n_out * a->w->n_in;
+    struct gemm_args expand = {.x = cb->scratch_norm,
+                               .n_rows = a->n_items,
+                               .w = a->w,
+                               .bias = a->b,
+                               .out = a->out,
+                               .epilogue = GEMM_STORE};
+
+    cb->gained_by = NULL;
+    count(cb, OP_BLOCK_TO_PREFIX, size * dtype_bytes(a->w->dtype), 2 * size * a->n_items);
+    if (rc == 0)
+        rc = check_fits(cb, a->n_items, a->w->n_out, "block_to_prefix", err);
+    if (rc == 0)
+        rc = norm_launch(cb, &a->norm, a->dim, a->x, a->row, a->n_items, cb->scratch_norm, err);
+    return rc < 0 ? rc : project_few(cb, &expand, err);
 }
 
 static int op_sample(struct backend *be, const struct sample_args *a, struct err *err)
@@ -481,6 +536,8 @@ static const struct backend_ops cuda_ops = {
     .logits = op_logits,
     .sample = op_sample,
     .kv_copy = op_kv_copy,
+    .block_embed = op_block_embed,
+    .block_to_prefix = op_block_to_prefix,
 };
 
 /* "cuda" and "auto" are device 0, "cuda:N" is N. */
@@ -560,8 +617,9 @@ static int scratch_open(struct cuda_backend *cb, struct err *err)
     size_t row = (size_t)p->max_dim * dtype_bytes(cb->base.act_dtype);
     int n_norm = p->max_rows > p->max_logits ? p->max_rows : p->max_logits;
 
-    /* Whoever decodes may sample, so there are not more decode rows than logit rows. */
-    cb->max_decode = p->max_logits > MIN_DECODE ? p->max_logits : MIN_DECODE;
+    /* Whoever decodes may sample: so many rows at least, unless somebody knows of more. */
+    cb->max_decode = p->max_decode > p->max_logits ? p->max_decode : p->max_logits;
+    cb->max_decode = cb->max_decode > MIN_DECODE ? cb->max_decode : MIN_DECODE;
     cb->max_decode = cb->max_decode < p->max_rows ? cb->max_decode : p->max_rows;
     cb->n_sample_ctas = p->max_logits < MAX_SAMPLE_CTAS ? p->max_logits : MAX_SAMPLE_CTAS;
     CUDA_TRY(err, cudaMalloc(&cb->scratch_norm, n_norm * row));

@@ -26,8 +26,8 @@ template <typename T> struct rope_kernel_args {
     const float *inv_freq;        /* row stride inv_freq_stride */
     T *q, *k_chunk, *v_chunk;
     kv_pages<T> kv;
-    const int32_t *pos, *slot; /* [n_rows] */
-    int64_t n_units;           /* (row, head) pairs from row0 on */
+    const int32_t *pos, *rope_pos, *slot; /* [n_rows] */
+    int64_t n_units;                      /* (row, head) pairs from row0 on */
     int row0, n_decode, n_heads;
     int rope_dim, inv_freq_stride;
     float qk_norm_eps, rope_scale;
@@ -81,7 +81,7 @@ static __global__ void __launch_bounds__(ROPE_WARPS *WARP_LANES)
         out = a.q + ((int64_t)row * a.n_heads + head) * head_dim;
     else
         out = kv_place(a, row, (head - a.n_heads) % n_kv_heads, is_v);
-    pos = (float)a.pos[row];
+    pos = (float)a.rope_pos[row];
     for (int d = lane; d < head_dim; d += WARP_LANES) {
         float v = buf[d];
 
@@ -115,6 +115,7 @@ static int rope_start(struct cuda_backend *cb, const struct attn_in_args *p, con
     k.v_chunk = (T *)p->v_chunk;
     k.kv = kv_pages_of<T>(p->kv, p->layer);
     k.pos = p->batch->pos;
+    k.rope_pos = p->batch->rope_pos ? p->batch->rope_pos : p->batch->pos;
     k.slot = p->batch->slot;
     k.row0 = row0;
     k.n_units = (int64_t)(p->batch->n_rows - row0) * (p->n_heads + 2 * p->n_kv_heads);

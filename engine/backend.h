@@ -6,9 +6,9 @@
  * memory. Activations have the element type backend->act_dtype, logits are always f32.
  *
  * A step has n_rows rows (a row is one token): first n_decode decode rows, at most one per slot,
- * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot. Where
- * no head of a view ever overwrites a key and a slot has one page a head, several decode rows of a
- * slot may come in one batch: each sees the keys up to its own position.
+ * then the prompt rows, cut into chunks of consecutive positions, at most one chunk per slot. On a
+ * slab (kv_view.is_slab) several decode rows of a slot may come in one batch: each sees the keys up
+ * to its own position.
  * The result of a row depends on its own sequence only, never on what else is in the step: not on
  * the number of rows, nor, for prompt rows, on where the chunks are cut.
  *
@@ -77,6 +77,7 @@ struct kv_view {
     int page_entries; /* 64 for token models */
     int head_dim, n_layers, n_heads, n_kv_heads;
     enum dtype dtype;
+    bool is_slab; /* a slot has one page a head, which holds all keys it ever has; decode rows */
     const int32_t *page_table; /* device; page ids */
     const int32_t
         *head_base; /* device [n_slots, n_layers, n_kv_heads]: first entry in page_table */
@@ -405,6 +406,7 @@ struct backend_params {
     int max_dim;  /* widest activation row, fused outputs included: likewise */
     int max_vocab;
     int max_logits;    /* most logit rows of a step */
+    int max_decode;    /* most decode rows of a batch; 0: max_logits */
     int max_positions; /* longest sequence, for attention scratch */
 };
 

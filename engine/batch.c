@@ -42,7 +42,9 @@ static size_t lay_out(struct batch *b)
     d->slot = part(b, &b->rows.slot, tokens, &at);
     d->logit_row = part(b, &b->logit_row, (size_t)b->params.max_logits, &at);
     if (c) {
-        d->rope_pos = part(b, &b->rows.rope_pos, tokens, &at);
+        /* Where rotation goes by the keys' places there is nothing to say. */
+        if (c->shares_prefix_pos)
+            d->rope_pos = part(b, &b->rows.rope_pos, tokens, &at);
         d = &b->blocks.blocks;
         b->blocks.block_token = part(b, &b->block.token, blocks * (size_t)c->block_len, &at);
         d->pos = part(b, &b->block.pos, blocks, &at);
@@ -155,7 +157,8 @@ static void build_token(struct batch *b, const struct sched_item *item, int phas
 
         b->rows.token[row] = phase == 0 ? 0 : token_at(item->seq, item->pos0 - 1);
         b->rows.pos[row] = pos;
-        b->rows.rope_pos[row] = c->shares_prefix_pos ? phase : pos;
+        if (c->shares_prefix_pos)
+            b->rows.rope_pos[row] = phase;
         b->rows.slot[row] = item->seat;
     }
     b->device.n_rows += item->n_rows;

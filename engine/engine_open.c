@@ -124,10 +124,12 @@ static int open_backend(struct engine *e, const struct config *config, struct er
         .dtype = engine_dtype(config, mc),
         .n_threads = config->threads,
         .pin_threads = config->pin_threads,
-        .max_rows = max_int(max_rows, b ? max_logits * b->n_prefix : 0),
+        /* Two kinds of graphs, with and without the block decoder, have a key for each row. */
+        .max_rows = max_int(max_rows, b ? max_logits * max_int(b->n_prefix, 2) : 0),
         .max_dim = model_config_max_dim(mc),
         .max_vocab = mc->vocab_size,
         .max_logits = max_logits,
+        .max_decode = b ? max_logits * b->n_prefix : 0,
         .max_positions = e->env.max_seq_len,
     };
 

@@ -95,30 +95,49 @@ static void add_logit_rows(struct engine *e, const struct sched_step *step)
 }
 
 /*
- * The forward pass. Steps of decode rows that all sample are the same but for what lies in the
- * batch's arrays, which never move: their number is the key of a graph.
+ * Steps of decode rows that all sample are the same but for what lies in the batch's arrays, which
+ * never move: their number is the key of a graph, and of a Block Transformer's also whether they
+ * begin their blocks. 0: no graph.
  */
+static int graph_key(const struct engine *e)
+{
+    const struct step_batch *b = &e->batch.device;
+    const struct block_step *s = &e->batch.blocks;
+
+    if (!e->use_graphs || model_wants_rope_len(e->model))
+        return 0;
+    if (!e->env.block)
+        return b->n_decode == b->n_rows && b->n_logits == b->n_rows ? b->n_rows : 0;
+    if (b->n_logits != s->n_items)
+        return 0;
+    if (!s->from_context)
+        return s->n_items;
+    return s->blocks.n_rows == s->n_items && s->blocks.n_decode == s->n_items
+               ? e->batch.params.max_logits + s->n_items
+               : 0;
+}
+
+static int forward_rows(struct engine *e, struct err *err)
+{
+    const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
+
+    if (e->env.block)
+        return model_forward_blocks(e->model, &e->batch.blocks, &e->kv_memory.view, err);
+    return model_forward(e->model, &e->batch.device, &e->kv_memory.view, rope_len, err);
+}
+
 static int forward(struct engine *e, struct err *err)
 {
     const struct backend_ops *ops = e->be->ops;
-    const struct step_batch *b = &e->batch.device;
-    const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
-    bool is_graph = e->use_graphs && !e->env.block && !rope_len && b->n_decode == b->n_rows &&
-                    b->n_logits == b->n_rows;
-    int rc = is_graph ? ops->graph_begin(e->be, b->n_rows, err) : 0;
+    int key = graph_key(e), rc = key ? ops->graph_begin(e->be, key, err) : 0, end_rc;
 
     if (rc)
         return rc < 0 ? rc : 0;
-    if (e->env.block)
-        rc = model_forward_blocks(e->model, &e->batch.blocks, &e->kv_memory.view, err);
-    else
-        rc = model_forward(e->model, b, &e->kv_memory.view, rope_len, err);
-    if (is_graph) {
-        int end_rc = ops->graph_end(e->be, rc == 0, err);
-
-        rc = rc < 0 ? rc : end_rc;
-    }
-    return rc;
+    rc = forward_rows(e, err);
+    if (!key)
+        return rc;
+    end_rc = ops->graph_end(e->be, rc == 0, err);
+    return rc < 0 ? rc : end_rc;
 }
 
 /* Queues what was planned; results come to step->results. */

@@ -346,8 +346,8 @@ int cpu_attn(struct backend *be, const struct attn_args *a, struct err *err)
     CHECK(a->kv->head_dim == a->head_dim);
     CHECK(a->head_dim <= ATTN_MAX_HEAD_DIM);
     CHECK(a->kv->page_entries <= KV_TILE);
-    /* Rings begin and end with pages; a slab is one page and has decode rows only. */
-    CHECK(KV_TILE % a->kv->page_entries == 0 || a->batch->n_chunks == 0);
+    CHECK(KV_TILE % a->kv->page_entries == 0 || a->kv->is_slab);
+    CHECK(!a->kv->is_slab || a->batch->n_chunks == 0);
     attn_decode_rows(cb, a);
     attn_prompt_rows(cb, a);
     attn_cost(cb, a, t0);

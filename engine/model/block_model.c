@@ -59,6 +59,7 @@ static int open_slab(struct model *m, int n_items, struct err *err)
     b->slab = (struct kv_view){.pages = b->pages,
                                .page_bytes = page_bytes,
                                .page_entries = page_entries,
+                               .is_slab = true,
                                .head_dim = c->head_dim,
                                .n_layers = c->n_layers,
                                .n_heads = c->n_heads,

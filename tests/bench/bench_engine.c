@@ -12,6 +12,9 @@
  * better one counts, since other programs' load only ever takes from it. gap is the share of the
  * time between steps' ends in which the device works at none: on a GPU by events at a step's two
  * ends, on the CPU what no op accounts for.
+ *
+ * A Block Transformer's step gives one token too; its bytes are the mean over a block's: the block
+ * decoder's weights and keys once a block, the token decoder's weights and slab every time.
  */
 #include "tests/bench/bench.h"
 
@@ -20,6 +23,7 @@
 #include "base/strbuf.h"
 #include "config/config.h"
 #include "engine/engine_state.h"
+#include "engine/model/stack_config.h"
 #include "tests/bench/read_speed.h"
 
 #include <errno.h>
@@ -172,7 +176,29 @@ static int64_t keys_seen(struct kv_geom g, const int32_t *windows, int n_group, 
     return kept < seen ? kept : seen;
 }
 
-/* Key and value bytes that a decode row at position pos reads. */
+/* Positions of keys that n tokens take, and tokens to a position. */
+static int entries_of(const struct engine *e, int n)
+{
+    return e->env.block ? block_config_entries(e->env.block, 0, n) : n;
+}
+
+static int entry_tokens(const struct engine *e)
+{
+    return e->env.block ? e->env.block->block_len : 1;
+}
+
+/* What a token reads of its block's slab: the prefixes, and the tokens before it. */
+static double slab_bytes(const struct engine *e)
+{
+    const struct block_config *b = e->env.block;
+    double keys = b ? b->n_prefix + (b->block_len - 1) / 2.0 : 0;
+
+    return b ? keys * 2 * b->token.n_layers * b->token.n_kv_heads * b->token.head_dim *
+                   (double)dtype_bytes(e->be->act_dtype)
+             : 0;
+}
+
+/* Key and value bytes that a token of a sequence of n reads at position pos. */
 static double kv_bytes_at(const struct engine *e, int n, int pos)
 {
     const struct kv_shape *shape = &e->env.shape;
@@ -183,12 +209,29 @@ static double kv_bytes_at(const struct engine *e, int n, int pos)
 
     if (!geom || !window)
         abort();
-    plan_geometry(e->plan, n, geom, window);
+    plan_geometry(e->plan, entries_of(e, n), geom, window);
     for (int i = 0; i < n_heads; i++)
-        keys += (double)keys_seen(geom[i], &window[i * n_group], n_group, pos);
+        keys += (double)keys_seen(geom[i], &window[i * n_group], n_group, pos / entry_tokens(e));
     free(geom);
     free(window);
-    return keys * 2 * shape->head_dim * (double)dtype_bytes(shape->dtype);
+    keys /= entry_tokens(e);
+    return keys * 2 * shape->head_dim * (double)dtype_bytes(shape->dtype) + slab_bytes(e);
+}
+
+/* A Block Transformer's: the token decoder and the head, and a block's share of the rest. */
+static double block_weight_bytes(const struct engine *e)
+{
+    const struct model_config *mc = &e->model_config;
+    const struct block_config *b = &mc->block;
+    double esize = (double)dtype_bytes(e->env.shape.dtype), vocab = mc->vocab_size;
+    double once = vocab * (b->embed_dim + (mc->tie_embeddings ? 0 : b->token.dim)) * esize;
+    int64_t matrices, vectors;
+    double token;
+
+    stack_config_params(&b->token, &matrices, &vectors);
+    token = (double)matrices * esize + (double)vectors * sizeof(float);
+    token += vocab * b->token.dim * esize;
+    return token + ((double)e->info.weight_bytes - token - once) / b->block_len;
 }
 
 /* All weights but an embedding table of their own, of which a step reads a few rows. */
@@ -197,6 +240,8 @@ static double weight_bytes_read(const struct engine *e)
     const struct model_config *mc = &e->model_config;
     double table = (double)mc->vocab_size * mc->stack.dim * (double)dtype_bytes(e->env.shape.dtype);
 
+    if (e->env.block)
+        return block_weight_bytes(e);
     return (double)e->info.weight_bytes - (mc->tie_embeddings ? 0 : table);
 }
 
@@ -211,7 +256,8 @@ static int length_of(const struct options *opt, int i, int batch, int context)
 static int run_decode(struct engine *e, struct step_log *log, const struct options *opt, int batch,
                       int context, struct result *out)
 {
-    int chunk = e->sched.params.chunk_tokens;
+    /* Prompt tokens that pass while who is done with his own gives `per` tokens. */
+    int per = entry_tokens(e), chunk = e->sched.params.chunk_tokens * per;
     struct request_state *states = calloc((size_t)batch, sizeof(*states));
     int64_t rows_before = 0, total = 0;
     double kv_bytes = 0;
@@ -235,7 +281,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     }
     for (int i = 0; i < batch && rc == 0; i++) {
         int length = length_of(opt, i, batch, context);
-        int n_prompt = length - opt->steps - (n_prefill - (int)(rows_before / chunk));
+        int n_prompt = length - opt->steps - per * (n_prefill - (int)(rows_before / chunk));
 
         if (n_prompt < 1) {
             fprintf(stderr,
@@ -260,7 +306,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
         out->step_ms = wall_ms;
         out->tok_s = batch * 1000.0 / wall_ms;
         out->pages = log->pages;
-        out->density = plan_kv_density(e->plan, context);
+        out->density = plan_kv_density(e->plan, entries_of(e, context));
         out->kv_bytes = kv_bytes;
         out->weight_bytes = weight_bytes_read(e);
         out->bytes = out->weight_bytes + kv_bytes;
@@ -364,8 +410,8 @@ static int max_batch_at(const struct engine *e, int context)
 
     if (!geom || !window)
         abort();
-    plan_geometry(e->plan, context, geom, window);
-    kv_need_init(&need, shape, geom, window, context);
+    plan_geometry(e->plan, entries_of(e, context), geom, window);
+    kv_need_init(&need, shape, geom, window, entries_of(e, context));
     free(geom);
     free(window);
     n = e->info.n_pages / need.n_pages_limit;

@@ -123,6 +123,19 @@ def test_context_is_counted_in_tokens(served):
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("shape, params, per_token", [
+    ("block-33m", 33846272, 768), ("block-170m", 173164032, 4608),
+    ("block-420m", 420313088, 12288), ("block-1.4b", 1448800256, 24576)])
+def test_inspect_counts_as_the_paper(shape, params, per_token):
+    """Parameters of the paper's table 3; keys and values by its section 2.3."""
+    done = run("inspect", "--json", "--model", os.path.join(ROOT, "tests", "fixtures", "shapes", shape),
+               "--tokens", "2176", "--page-entries", "16")
+    found = json.loads(done.stdout)
+    assert found["params"] == params
+    assert found["kv_bytes_per_token"] == per_token
+    assert found["kv_bytes_per_seq"] == per_token * 2176  # 544 blocks, 34 pages a head
+
+
 @pytest.mark.parametrize("change, words", [
     ({"block_length": 5}, "5 tokens of hidden_size 4 side by side are 20 wide"),
     ({"block_length": 9}, "block_length is 9"),

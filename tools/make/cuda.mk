@@ -11,7 +11,8 @@ CUDA_LIBS := $(filter-out -lcublasLt,$(CUDA_LIBS))
 $(OBJ)/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 
-CUDA_TEST_SRC := $(wildcard tests/cuda/test_*.c) tests/cuda/cuda_pair.c tests/lib/test_runner.c
+CUDA_TEST_SRC := $(wildcard tests/cuda/test_*.c) tests/cuda/cuda_pair.c tests/lib/test_runner.c \
+    tests/lib/test_model_run.c tests/lib/test_block_run.c
 CUDA_TEST_OBJ := $(CUDA_TEST_SRC:%.c=$(OBJ)/%.o)
 CUDA_BENCH_OBJ := $(OBJ)/tests/cuda/bench_cuda.o
 # What both need of the tree: the backends, the model, and what lies below.
