@@ -48,6 +48,11 @@ enum config_tool_format {
     CONFIG_TOOL_FORMAT_LLAMA3,
     CONFIG_TOOL_FORMAT_MISTRAL
 };
+enum config_embedding_pooling {
+    CONFIG_EMBEDDING_POOLING_OFF,
+    CONFIG_EMBEDDING_POOLING_MEAN,
+    CONFIG_EMBEDDING_POOLING_LAST
+};
 enum config_scheduling { CONFIG_SCHEDULING_ARRIVAL, CONFIG_SCHEDULING_PRIORITY };
 /* log_level and log_format have the values of enum log_level and enum log_format of base/log.h. */
 

@@ -126,6 +126,13 @@ CONFIG_KEY(INT, max_prompts, "256", 1, 65536, "prompts",
 CONFIG_KEY(INT, max_choices, "256", 1, 65536, "choices",
            "How many answers one request may ask for: prompts times n, or times best_of where "
            "that is larger.")
+CONFIG_KEY(ENUM, embedding_pooling, "mean", 0, 0, "off mean last",
+           "What an embedding is made of: the mean of the hidden states of all its tokens, or "
+           "that of the last one, behind the model's last norm. off refuses embeddings.")
+CONFIG_KEY(BOOL, embedding_normalize, "false", 0, 0, "",
+           "Whether embeddings are scaled to length 1 when a request does not say.")
+CONFIG_KEY(INT, max_inputs, "2048", 1, 65536, "inputs",
+           "How many texts one embeddings request may carry.")
 CONFIG_KEY(BYTES, request_memory_bytes, "1GiB", 1048576, 1125899906842624, "",
            "The memory that all requests together may take for their tokens, and for the logprobs "
            "of their prompts. Beyond it a request is refused with status 429 and a Retry-After "

@@ -394,6 +394,17 @@ static int op_block_to_prefix(struct backend *be, const struct block_to_prefix_a
     return rc < 0 ? rc : project_few(cb, &expand, err);
 }
 
+static int op_pool(struct backend *be, const struct pool_args *a, struct err *err)
+{
+    struct cuda_backend *cb = of(be);
+    int n = a->batch->n_rows, rc = check_fits(cb, n, a->dim, "pool", err);
+
+    count(cb, OP_POOL, 3.0 * n * a->dim * dtype_bytes(cb->base.act_dtype), 2.0 * n * a->dim);
+    if (rc == 0)
+        rc = norm_launch(cb, &a->norm, a->dim, a->x, NULL, n, cb->scratch_norm, err);
+    return rc < 0 ? rc : pool_launch(cb, a, cb->scratch_norm, err);
+}
+
 static int op_sample(struct backend *be, const struct sample_args *a, struct err *err)
 {
     count(of(be), OP_SAMPLE, 4.0 * a->n_rows * a->vocab_size, 0);
@@ -534,6 +545,7 @@ static const struct backend_ops cuda_ops = {
     .attn_out = op_attn_out,
     .ffn = op_ffn,
     .logits = op_logits,
+    .pool = op_pool,
     .sample = op_sample,
     .kv_copy = op_kv_copy,
     .block_embed = op_block_embed,

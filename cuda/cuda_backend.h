@@ -176,6 +176,9 @@ int attn_plan_launch(struct cuda_backend *cb, const struct kv_view *kv,
                      const struct step_batch *batch, int layer, struct err *err);
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
+/* rows [n_rows, dim]: the step's, normed */
+int pool_launch(struct cuda_backend *cb, const struct pool_args *a, const void *rows,
+                struct err *err);
 int sample_launch(struct cuda_backend *cb, const struct sample_args *a, struct err *err);
 /* Bytes a second of a streaming read, through registers and by bulk copies (0 before sm_90). */
 int cuda_read_bandwidth(struct cuda_backend *cb, size_t bytes, double *registers, double *bulk,

@@ -58,14 +58,20 @@ struct step_chunk {
     int32_t slot, row0, n_rows, pos0; /* rows row0.. hold positions pos0.. of the slot */
 };
 
+/* Rows whose hidden states are added up: those of one sequence, in `slot`, in order. */
+struct step_pool {
+    int32_t slot, row0, n_rows, is_first; /* is_first: what the slot has summed is forgotten */
+};
+
 struct step_batch {
-    int n_rows, n_decode, n_chunks, n_logits;
+    int n_rows, n_decode, n_chunks, n_logits, n_pools;
     const int32_t *token;            /* [n_rows]; < 0: slot_token[slot of the row] */
     const int32_t *pos;              /* [n_rows] */
     const int32_t *rope_pos;         /* [n_rows] what rope turns by; NULL: pos */
     const int32_t *slot;             /* [n_rows] */
     const struct step_chunk *chunks; /* [n_chunks], ascending row0, covering n_decode..n_rows */
     const int32_t *logit_row;        /* [n_logits] rows whose logits are wanted */
+    const struct step_pool *pools;   /* [n_pools] at most one a slot */
     const int32_t *slot_token;       /* [n_slots] the token that sample drew last for each slot;
                                         NULL when all of `token` is known */
 };
@@ -179,6 +185,18 @@ struct logits_args {
     float *out; /* device f32 [n_logits, vocab_size] */
 };
 
+/*
+ * For each of batch->pools: sums[slot] += norm(x[row]), from 0 where it is the first. One row after
+ * the other in double precision, so that where chunks are cut changes no bit.
+ */
+struct pool_args {
+    const struct step_batch *batch;
+    int dim;
+    struct norm_args norm;
+    const void *x;
+    double *sums; /* device in and out [n_slots, dim] */
+};
+
 /* An additive change of one token's logit: logit_bias, or -INFINITY for a banned token. */
 struct sample_bias {
     int32_t token;
@@ -289,6 +307,7 @@ enum backend_op {
     OP_ATTN_OUT,
     OP_FFN,
     OP_LOGITS,
+    OP_POOL,
     OP_SAMPLE,
     OP_KV_COPY,
     OP_BLOCK_EMBED,
@@ -377,6 +396,7 @@ struct backend_ops {
     int (*attn_out)(struct backend *be, const struct attn_out_args *a, struct err *err);
     int (*ffn)(struct backend *be, const struct ffn_args *a, struct err *err);
     int (*logits)(struct backend *be, const struct logits_args *a, struct err *err);
+    int (*pool)(struct backend *be, const struct pool_args *a, struct err *err);
     int (*sample)(struct backend *be, const struct sample_args *a, struct err *err);
     int (*kv_copy)(struct backend *be, const struct kv_copy_args *a, struct err *err);
 

@@ -10,8 +10,10 @@
 #include <string.h>
 
 #define CHUNK_WORDS 4
+#define POOL_WORDS  4
 
 static_assert(sizeof(struct step_chunk) == CHUNK_WORDS * sizeof(int32_t), "chunks are int32s");
+static_assert(sizeof(struct step_pool) == POOL_WORDS * sizeof(int32_t), "pools are int32s");
 
 static size_t round_up(size_t n)
 {
@@ -34,8 +36,8 @@ static size_t lay_out(struct batch *b)
     const struct block_config *c = b->params.block;
     size_t tokens = (size_t)b->max_tokens, blocks = (size_t)b->params.max_rows, at = 0;
     struct step_batch *d = &b->device;
-    const int32_t *chunks;
-    int32_t *host_chunks;
+    const int32_t *chunks, *pools;
+    int32_t *host_chunks, *host_pools;
 
     d->token = part(b, &b->rows.token, tokens, &at);
     d->pos = part(b, &b->rows.pos, tokens, &at);
@@ -54,6 +56,9 @@ static size_t lay_out(struct batch *b)
     chunks = part(b, &host_chunks, (size_t)b->params.n_slots * CHUNK_WORDS, &at);
     d->chunks = (const struct step_chunk *)chunks;
     b->chunks = (struct step_chunk *)host_chunks;
+    pools = part(b, &host_pools, (size_t)b->params.n_slots * POOL_WORDS, &at);
+    b->device.pools = (const struct step_pool *)pools;
+    b->pools = (struct step_pool *)host_pools;
     return at;
 }
 
@@ -106,6 +111,20 @@ static int32_t token_at(const struct sched_seq *seq, int32_t at)
     return at < seq->n_tokens ? seq->tokens[at] : -1;
 }
 
+/* All rows count for a mean, and the prompt's last one alone for itself. */
+static void build_pool(struct batch *b, const struct sched_item *item)
+{
+    struct step_pool pool = {.slot = item->slot, .row0 = item->row0, .n_rows = item->n_rows};
+
+    pool.is_first = item->pos0 == 0;
+    if (item->seq->pooling == POOLING_LAST) {
+        if (item->pos0 + item->n_rows < item->seq->n_prompt)
+            return;
+        pool = (struct step_pool){item->slot, item->row0 + item->n_rows - 1, 1, true};
+    }
+    b->pools[b->device.n_pools++] = pool;
+}
+
 static void build_rows(struct batch *b, const struct sched_item *item)
 {
     const struct sched_seq *seq = item->seq;
@@ -124,6 +143,8 @@ static void build_rows(struct batch *b, const struct sched_item *item)
             .slot = seq->slot, .row0 = item->row0, .n_rows = item->n_rows, .pos0 = item->pos0};
     for (int32_t k = 0; k < item->n_prompt_logits; k++)
         b->logit_row[at++] = item->row0 + sched_item_logit_pos(item, k) - item->pos0;
+    if (item->seq->pooling)
+        build_pool(b, item);
     if (item->samples)
         b->logit_row[at++] = item->row0 + item->n_rows - 1;
 }
@@ -170,7 +191,7 @@ static void build_token(struct batch *b, const struct sched_item *item, int phas
 void batch_build(struct batch *b, const struct sched_step *step)
 {
     CHECK(step->n_logits <= b->params.max_logits);
-    b->device.n_rows = b->device.n_decode = b->device.n_chunks = 0;
+    b->device.n_rows = b->device.n_decode = b->device.n_chunks = b->device.n_pools = 0;
     b->blocks.blocks.n_chunks = b->blocks.n_items = 0;
     b->device.n_logits = step->n_logits;
     if (!b->params.block) {

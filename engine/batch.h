@@ -30,6 +30,7 @@ struct batch {
     int32_t *logit_row;        /* host [max_logits] */
     int32_t *context_row;      /* host [max_logits] */
     struct step_chunk *chunks; /* host [n_slots] */
+    struct step_pool *pools;   /* host [n_slots] */
     int32_t *rope_len;         /* host [max_rows] */
     int32_t *slot_token;       /* device [n_slots], as step_batch.slot_token */
     struct batch_params params;

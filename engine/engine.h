@@ -55,6 +55,7 @@ struct engine_info {
     int vocab_size, max_seq_len, n_layers, n_heads, n_kv_heads, head_dim;
     int max_batch, bos_id; /* bos_id -1: the tokenizer adds none */
     bool takes_empty_prompts;
+    int embedding_dim; /* 0: requests with pooling are refused */
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
     int64_t n_pages, page_bytes;
     bool has_chat_template;
@@ -106,9 +107,17 @@ struct sampling_params {
 /* Fills in the values that change nothing: temperature 1, penalties off, max_tokens 16. */
 void sampling_params_init(struct sampling_params *p);
 
+/* What an embedding is made of: the hidden states behind the last norm. */
+enum engine_pooling {
+    POOLING_NONE = 0, /* no embedding is wanted */
+    POOLING_MEAN,     /* of all tokens */
+    POOLING_LAST      /* of the last token */
+};
+
 struct engine_request {
-    const int32_t *prompt; /* [n_prompt] borrowed during submit */
-    int n_prompt;          /* 0 only where engine_info.takes_empty_prompts */
+    const int32_t *prompt;       /* [n_prompt] borrowed during submit */
+    int n_prompt;                /* 0 only where engine_info.takes_empty_prompts */
+    enum engine_pooling pooling; /* other than NONE: sampling.max_tokens is 0 */
     struct sampling_params sampling;
     const char *cache_salt; /* prompts share pages only where it is equal; NULL is ""; borrowed */
     int priority;           /* lower is served sooner; equal ones in the order of arrival */
@@ -151,6 +160,8 @@ struct engine_event {
     int n_prompt_tokens;     /* of the request, always */
     int n_completion_tokens; /* so far */
     int n_cached_tokens;
+    const float *embedding;    /* [n_embedding] with FINISH_LENGTH of a request with pooling */
+    int n_embedding;           /* the model's embedding_dim; 0: none */
     enum finish_reason finish; /* FINISH_NONE: more will come */
     int32_t stop_token;        /* the stop token id that ended it, else -1 */
     const char *stop_string;   /* the stop string that ended it, else NULL */

@@ -154,6 +154,7 @@ static int open_model(struct engine *e, const struct config *config, struct err 
         .max_rows = config->max_batch + config->chunk_tokens,
         .max_logits = config->max_batch + ENGINE_PROMPT_LOGITS,
         .max_items = config->max_batch + ENGINE_PROMPT_LOGITS,
+        .n_pool_slots = e->env.embedding_dim ? config->max_batch : 0,
         .progress = on_load,
         .progress_arg = e,
     };
@@ -407,6 +408,7 @@ static void fill_info(struct engine *e, const struct config *config)
         .n_kv_heads = mc->stack.n_kv_heads,
         .head_dim = mc->stack.head_dim,
         .max_batch = config->max_batch,
+        .embedding_dim = e->env.embedding_dim,
         .bos_id = e->tokenizer ? tokenizer_bos(e->tokenizer) : -1,
         .takes_empty_prompts = e->env.block != NULL,
         .n_params = model_config_params(mc),
@@ -457,6 +459,8 @@ int engine_parts_open(struct engine *e, const struct config *config, struct err 
     e->env.vocab_size = mc->vocab_size;
     e->env.eos_ids = mc->eos_ids;
     e->env.n_eos = mc->n_eos;
+    if (config->embedding_pooling != CONFIG_EMBEDDING_POOLING_OFF && !mc->block.block_len)
+        e->env.embedding_dim = mc->stack.dim;
     e->env.shape = (struct kv_shape){.n_layers = mc->stack.n_layers,
                                      .n_heads = mc->stack.n_heads,
                                      .n_kv_heads = mc->stack.n_kv_heads,

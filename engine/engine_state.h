@@ -45,6 +45,7 @@ struct engine_step {
     struct sched_item *items; /* [n_items]; seq is NULL where nobody waits for the results */
     int n_items, n_rows, n_decode, n_prompt;
     struct sampler_results results;
+    double *pooled;   /* host [max_batch, embedding_dim] by slot, or NULL */
     bool blocks_next; /* it must be taken before another is planned */
     int64_t number;   /* the backend's */
     int64_t start_ns;

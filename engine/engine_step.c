@@ -23,6 +23,10 @@ int engine_steps_init(struct engine *e, int max_items, int max_logits, struct er
             rc = err_set(err, ERR_NO_ROOM, "steps: no memory for %d sequences", max_items);
         else
             rc = sampler_results_init(&step->results, e->be, max_logits, err);
+        if (rc == 0 && e->env.embedding_dim)
+            rc = e->be->ops->host_alloc(
+                e->be, (void **)&step->pooled,
+                (size_t)max_batch * e->env.embedding_dim * sizeof(*step->pooled), err);
     }
     return rc;
 }
@@ -32,6 +36,8 @@ void engine_steps_release(struct engine *e)
     for (int i = 0; i < BACKEND_STEPS; i++) {
         free(e->steps[i].items);
         sampler_results_release(&e->steps[i].results);
+        if (e->be)
+            e->be->ops->host_free(e->be, e->steps[i].pooled);
     }
 }
 
@@ -140,6 +146,22 @@ static int forward(struct engine *e, struct err *err)
     return rc < 0 ? rc : end_rc;
 }
 
+/* Sums that are complete with this step come to the host; the slot may be another's in the next. */
+static int fetch_pooled(struct engine *e, struct engine_step *step, struct err *err)
+{
+    int rc = 0, dim = e->env.embedding_dim;
+
+    for (int i = 0; i < step->n_items && rc == 0; i++) {
+        const struct sched_item *item = &step->items[i];
+        int64_t at = (int64_t)item->slot * dim;
+
+        if (item->seq->pooling && item->pos0 + item->n_rows == item->seq->n_prompt)
+            rc = e->be->ops->fetch(e->be, step->pooled + at, model_pooled(e->model) + at,
+                                   (size_t)dim * sizeof(*step->pooled), err);
+    }
+    return rc;
+}
+
 /* Queues what was planned; results come to step->results. */
 static int compute(struct engine *e, struct engine_step *step, struct err *err)
 {
@@ -157,6 +179,8 @@ static int compute(struct engine *e, struct engine_step *step, struct err *err)
     if (rc == 0 && e->sampler.n_rows)
         rc = sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &step->results,
                          err);
+    if (rc == 0 && e->batch.device.n_pools)
+        rc = fetch_pooled(e, step, err);
     end_rc = ops->step_end(e->be, err);
     return rc < 0 ? rc : end_rc;
 }
@@ -262,6 +286,8 @@ static int take_item(struct engine *e, const struct engine_step *step,
 
     take_prompt_logits(step, item, r);
     if (!item->samples) {
+        if (item->ends && r->embedding)
+            request_take_pooled(r, step->pooled + (int64_t)item->slot * r->env->embedding_dim);
         /* max_tokens 0: the prompt was all. */
         if (item->ends)
             engine_step_end_request(e, r, FINISH_LENGTH, NULL);

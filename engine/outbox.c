@@ -131,6 +131,8 @@ void outbox_add(struct outbox *o, struct outbox_record *r, const struct outbox_n
     r->head.stop_token = news->finish ? news->stop_token : -1;
     r->head.stop_string = news->stop_string;
     r->head.error = news->error;
+    r->head.embedding = news->embedding;
+    r->head.n_embedding = news->n_embedding;
     if (news->start_ns)
         r->head.start_ns = news->start_ns;
     if (news->first_token_ns)

@@ -58,6 +58,8 @@ struct outbox_news {
     int32_t stop_token;      /* with FINISH_STOP; else -1 */
     const char *stop_string; /* borrowed, lives as long as the record */
     const char *error;       /* likewise */
+    const float *embedding;  /* [n_embedding] likewise */
+    int n_embedding;
     int64_t start_ns, first_token_ns, last_token_ns;
 };
 

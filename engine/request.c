@@ -106,6 +106,11 @@ static int check_request(const struct engine_request *req, const struct request_
         rc = check_lists(p, env, err);
     if (rc < 0)
         return rc;
+    if (req->pooling && !env->embedding_dim)
+        return err_set(err, ERR_UNSUPPORTED, "this server gives no embeddings");
+    if (req->pooling && p->max_tokens > 0)
+        return err_set(err, ERR_INVALID, "max_tokens is %d, must be 0 for an embedding",
+                       p->max_tokens);
     if (req->n_prompt < (env->block ? 0 : 1))
         return err_set(err, ERR_INVALID, "the prompt is empty");
     if ((int64_t)req->n_prompt + p->max_tokens > env->max_seq_len)
@@ -305,6 +310,11 @@ static int record_init(struct request *r, const struct engine_request *req, stru
         for (int i = 0; i < req->n_prompt; i++)
             r->prompt_tokens[i] = (struct engine_token){.id = req->prompt[i], .logprob = NAN};
     }
+    if (req->pooling) {
+        r->embedding = calloc((size_t)r->env->embedding_dim, sizeof(*r->embedding));
+        if (!r->embedding)
+            return no_room(err);
+    }
     rc = outbox_record_init(&r->out, r->id, req->user, req->n_prompt, req->sampling.max_tokens,
                             r->prompt_tokens, err);
     r->out.head.submit_ns = r->submit_ns;
@@ -359,6 +369,7 @@ int request_new(struct request **out, const struct request_env *env,
     r->seq.n_prompt = r->seq.n_tokens = req->n_prompt;
     r->seq.n_limit = (int32_t)n_limit;
     r->seq.priority = req->priority;
+    r->seq.pooling = req->pooling;
     r->seq.wants_prompt_logits = req->sampling.n_prompt_logprobs >= 0;
     if (env->block)
         r->seq.first_logits_row = req->sampling.prompt_logprobs_at;
@@ -384,6 +395,8 @@ int request_new(struct request **out, const struct request_env *env,
     r->n_bytes = (int64_t)(sizeof(*r) + arena_used(&r->arena)) + FIXED_BYTES;
     if (r->prompt_tokens)
         r->n_bytes += req->n_prompt * (int64_t)sizeof(*r->prompt_tokens);
+    if (r->embedding)
+        r->n_bytes += env->embedding_dim * (int64_t)sizeof(*r->embedding);
     *out = r;
     r = NULL;
 out:
@@ -401,6 +414,7 @@ void request_free(struct request *r)
     outbox_record_release(&r->out);
     strbuf_release(&r->pending);
     free(r->held);
+    free(r->embedding);
     arena_release(&r->arena);
     free(r);
 }
@@ -503,6 +517,14 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
     return r->finish;
 }
 
+void request_take_pooled(struct request *r, const double *sums)
+{
+    double n_rows = r->seq.pooling == POOLING_MEAN ? r->seq.n_prompt : 1;
+
+    for (int i = 0; i < r->env->embedding_dim; i++)
+        r->embedding[i] = (float)(sums[i] / n_rows);
+}
+
 void request_end(struct request *r, enum finish_reason reason, const char *error)
 {
     CHECK(reason != FINISH_NONE);
@@ -542,6 +564,10 @@ void request_tell(struct request *r, struct outbox *o)
                                 .start_ns = r->start_ns,
                                 .first_token_ns = r->first_token_ns,
                                 .last_token_ns = r->last_token_ns};
+    if (r->embedding && r->finish == FINISH_LENGTH) {
+        news.embedding = r->embedding;
+        news.n_embedding = r->env->embedding_dim;
+    }
     if (r->finish) {
         outbox_add(o, &r->out, &news); /* the poller may free r from here on */
         return;

@@ -39,6 +39,7 @@ struct request_env {
     int vocab_size, max_seq_len;
     const int *eos_ids; /* [n_eos] */
     int n_eos;
+    int embedding_dim;        /* 0: no pooling */
     bool has_masks;           /* of the backend */
     bool rope_by_prompt;      /* keys depend on the prompt's length */
     uint64_t cache_secret[2]; /* so that nobody can make two salts collide */
@@ -69,6 +70,7 @@ struct request {
     struct token_counts counts;         /* empty without penalties */
     struct engine_token *prompt_tokens; /* [n_prompt] or NULL; owned by `out` */
     bool prompt_ready, prompt_told;     /* complete and not yet told; complete */
+    float *embedding;                   /* [env->embedding_dim] with pooling, else NULL */
     struct detok detok;
     struct stop_match stops;
     struct strbuf pending;     /* text not yet told */
@@ -108,6 +110,9 @@ static inline bool request_needs_token_on_host(const struct request *r)
  */
 enum finish_reason request_push_token(struct request *r, const struct engine_token *token,
                                       int64_t now_ns);
+
+/* The sums of the request's pooled rows [env->embedding_dim] become its embedding. */
+void request_take_pooled(struct request *r, const double *sums);
 
 /*
  * Ends the request for another reason. Half a character is dropped, held-back text is told. error

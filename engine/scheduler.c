@@ -178,6 +178,7 @@ struct sched_item *scheduler_add_item(struct scheduler *s, struct sched_seq *seq
                                 .row0 = step->n_rows,
                                 .n_rows = n_rows,
                                 .pos0 = seq->n_done,
+                                .slot = seq->slot,
                                 .logit0 = step->n_logits};
     step->n_rows += n_rows;
     return item;
@@ -247,8 +248,10 @@ static int32_t shareable(const struct scheduler *s, const struct sched_seq *seq)
     int32_t page = s->kv->shape.page_entries;
     int32_t n_pages = (scheduler_prompt_entries(s, seq) - 1) / page;
 
-    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits ? n_pages * page_tokens(s)
-                                                                       : 0;
+    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits &&
+                   seq->pooling != POOLING_MEAN /* of rows that are computed */
+               ? n_pages * page_tokens(s)
+               : 0;
 }
 
 /* Is somebody about to compute more of seq's beginning than is known? */

@@ -34,6 +34,7 @@
 #ifndef SCHEDULER_H
 #define SCHEDULER_H
 
+#include "engine/engine.h"
 #include "engine/kv/kv_slot.h"
 #include "engine/kv/prefix_cache.h"
 
@@ -52,6 +53,7 @@ struct sched_seq {
     int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
     int32_t n_seen_max;         /* penalty entries a step of it can take */
     bool wants_prompt_logits;
+    enum engine_pooling pooling;
     int32_t priority;      /* lower comes first; equal ones by arrival */
     bool shares_prefix;    /* its prompt may come from the prefix cache, and go there */
     struct prefix_key key; /* with it */
@@ -81,6 +83,7 @@ enum sched_kind {
 struct sched_item {
     struct sched_seq *seq;
     enum sched_kind kind;
+    int slot;
     int32_t row0, n_rows, pos0;      /* SCHED_TOKEN: pos0 is the token that the logits are of */
     int32_t logit0, n_prompt_logits; /* logits of the item's last rows: prompt rows, then ... */
     bool samples;                    /* ... its last row, which gives the next token */

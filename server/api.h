@@ -9,6 +9,7 @@ struct exchange;
 
 void api_completions(struct exchange *ex);
 void api_chat(struct exchange *ex);
+void api_embeddings(struct exchange *ex);
 void api_models(struct exchange *ex);
 void api_model(struct exchange *ex);
 void api_tokenize(struct exchange *ex);

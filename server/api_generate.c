@@ -1,5 +1,5 @@
 /*
- * api_generate - the POST endpoints. All four parse a body, and tokenize or detokenize, in the same
+ * api_generate - the POST endpoints. All five parse a body, and tokenize or detokenize, in the same
  * way; what they do with the tokens is decided in generation.c.
  */
 #include "server/api.h"
@@ -14,6 +14,11 @@ void api_completions(struct exchange *ex)
 void api_chat(struct exchange *ex)
 {
     generation_start(ex, API_CHAT);
+}
+
+void api_embeddings(struct exchange *ex)
+{
+    generation_start(ex, API_EMBEDDINGS);
 }
 
 void api_tokenize(struct exchange *ex)

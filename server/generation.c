@@ -9,6 +9,7 @@
 #include "server/access.h"
 #include "server/engine_bridge.h"
 #include "server/exchange.h"
+#include "server/generation_embed.h"
 #include "server/generation_prompt.h"
 #include "server/generation_write.h"
 #include "server/http_server.h"
@@ -232,11 +233,20 @@ static int set_salt(struct generation *g)
     return g->error.status ? ERR_NO_ROOM : 0;
 }
 
+static enum engine_pooling pooling(const struct generation *g)
+{
+    if (g->api != API_EMBEDDINGS)
+        return POOLING_NONE;
+    return g->server->config->embedding_pooling == CONFIG_EMBEDDING_POOLING_LAST ? POOLING_LAST
+                                                                                 : POOLING_MEAN;
+}
+
 static int submit_one(struct generation *g, struct choice *c, struct err *err)
 {
     struct generation_prompt *p = &g->prompts[c->prompt_idx];
     struct engine_request req = {.prompt = p->ids,
                                  .n_prompt = p->n_ids,
+                                 .pooling = pooling(g),
                                  .sampling = g->params.sampling,
                                  .priority = g->params.priority,
                                  .cache_salt = g->cache_salt,
@@ -277,7 +287,7 @@ static void submit(struct generation *g)
             return;
         }
         if (rc < 0) {
-            api_error_from_err(&g->error, &err, g->api == API_CHAT ? "messages" : "prompt");
+            api_error_from_err(&g->error, &err, generation_input_name(g));
             fail(g);
             return;
         }
@@ -336,7 +346,10 @@ static void finish(struct generation *g)
         exchange_stream_end(ex);
     } else {
         pick_best(g);
-        generation_write_body(g, &body);
+        if (g->api == API_EMBEDDINGS)
+            generation_write_embeddings(g, &body);
+        else
+            generation_write_body(g, &body);
         exchange_reply_json(ex, 200, &body);
     }
 }
@@ -376,6 +389,8 @@ void generation_take_event(const struct engine_event *ev)
     }
     if (ev->finish != FINISH_NONE)
         note_end(g, c, ev);
+    if (ev->embedding && g->exchange)
+        generation_add_embedding(c, ev->embedding, ev->n_embedding);
     if (g->error.status && g->exchange) {
         fail(g);
     } else if (g->exchange) {
@@ -452,7 +467,7 @@ void generation_start(struct exchange *ex, enum openai_api api)
         ex->trace = request_trace_new(ex);
     if (!g)
         api_error_set(&e, 503, NULL, NULL, "The server is out of memory.");
-    else if (api & (API_COMPLETIONS | API_CHAT))
+    else if (api & (API_COMPLETIONS | API_CHAT | API_EMBEDDINGS))
         access_begin_generation(ex, &e);
     if (e.status) {
         free(g);

@@ -17,9 +17,11 @@
 
 #define DEFAULT_COMPLETION 16 /* what the API prescribes for completions without max_tokens */
 
-static const char *input_name(const struct generation *g)
+const char *generation_input_name(const struct generation *g)
 {
-    return g->params.messages ? "messages" : g->api == API_DETOKENIZE ? "tokens" : "prompt";
+    if (g->params.messages)
+        return "messages";
+    return g->api == API_DETOKENIZE ? "tokens" : g->api == API_EMBEDDINGS ? "input" : "prompt";
 }
 
 static int tokenize_text(struct generation *g, struct generation_prompt *p,
@@ -147,7 +149,7 @@ static int fill_empty(struct generation *g, struct generation_prompt *p)
     if (p->n_ids > 0 || (bos_id < 0 && g->server->info->takes_empty_prompts))
         return 0;
     if (bos_id < 0)
-        return api_error_set(&g->error, 400, input_name(g), NULL,
+        return api_error_set(&g->error, 400, generation_input_name(g), NULL,
                              "The prompt is empty, and this model has no token to begin with.");
     ids = arena_array(&g->arena, 1, sizeof(*ids));
     if (!ids)
@@ -170,12 +172,12 @@ static int fit_context(struct generation *g, struct generation_prompt *p)
     int fallback = g->api == API_CHAT ? g->server->config->default_max_tokens : DEFAULT_COMPLETION;
 
     if (asked < 0 && room < 1)
-        return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+        return api_error_set(&g->error, 400, generation_input_name(g), "context_length_exceeded",
                              "This model's maximum context length is %d tokens, but the prompt has "
                              "%d tokens and leaves no room for an answer.",
                              most, p->n_ids);
     if (asked >= 0 && asked > room)
-        return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+        return api_error_set(&g->error, 400, generation_input_name(g), "context_length_exceeded",
                              "This model's maximum context length is %d tokens, but %lld were "
                              "requested: %d in the prompt and %d for the answer.",
                              most, (long long)p->n_ids + asked, p->n_ids, asked);
@@ -196,7 +198,7 @@ static int check_bytes(struct generation *g, int i)
     }
     if (n <= most)
         return 0;
-    return api_error_set(&g->error, 400, input_name(g), "context_length_exceeded",
+    return api_error_set(&g->error, 400, generation_input_name(g), "context_length_exceeded",
                          "This model's maximum context length is %d tokens, but the prompt has "
                          "%lld bytes; more than %lld cannot fit.",
                          g->server->limits.max_seq_len, (long long)n, (long long)most);
@@ -204,7 +206,7 @@ static int check_bytes(struct generation *g, int i)
 
 static int tokenize(struct generation *g)
 {
-    bool generates = g->api & (API_COMPLETIONS | API_CHAT);
+    bool generates = g->api & (API_COMPLETIONS | API_CHAT | API_EMBEDDINGS);
 
     for (int i = 0; i < g->n_prompts; i++) {
         struct generation_prompt *p = &g->prompts[i];
@@ -213,11 +215,11 @@ static int tokenize(struct generation *g)
         if (generates && g->params.truncate_prompt == -2 && check_bytes(g, i) < 0)
             return ERR_INVALID;
         if (tokenize_one(g, i, &err) < 0)
-            return api_error_from_err(&g->error, &err, input_name(g));
+            return api_error_from_err(&g->error, &err, generation_input_name(g));
         if (!generates)
             continue;
         if (truncate_prompt(g, p, &err) < 0)
-            return api_error_from_err(&g->error, &err, input_name(g));
+            return api_error_from_err(&g->error, &err, generation_input_name(g));
         if (fill_empty(g, p) < 0 || fit_context(g, p) < 0)
             return ERR_INVALID;
         for (int k = 0; g->params.return_token_ids && k < p->n_ids; k++)

@@ -15,4 +15,7 @@ void generation_prepare(struct generation *g);
 /* Compiles the grammar that the parameters ask for, if any. May run on the pool, and should. */
 void generation_compile(struct generation *g);
 
+/* The field that holds the model's input, for messages. */
+const char *generation_input_name(const struct generation *g);
+
 #endif

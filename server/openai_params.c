@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define GEN        (API_COMPLETIONS | API_CHAT)
+#define MODEL      (GEN | API_EMBEDDINGS) /* what runs the model */
 #define MAX_INT    2147483647.0
 #define ABOVE_0    1e-37 /* the least value of an interval that is open at 0 */
 #define MIN_REPEAT 1e-5  /* a divisor; vLLM takes all above 0, the engine all above a millionth */
@@ -47,8 +48,8 @@ static const struct field fields[] = {
     {"seed", GEN, FIELD_INT64, AT(seed), -9.3e18, 9.3e18},
     {"n", GEN, FIELD_INT, AT(n), 1, OPENAI_MAX_N},
     {"best_of", API_COMPLETIONS, FIELD_INT, AT(best_of), 0, 20},
-    {"truncate_prompt_tokens", GEN, FIELD_INT, AT(truncate_prompt), -1, MAX_INT},
-    {"priority", GEN, FIELD_INT, AT(priority), -MAX_INT - 1, MAX_INT},
+    {"truncate_prompt_tokens", MODEL, FIELD_INT, AT(truncate_prompt), -1, MAX_INT},
+    {"priority", MODEL, FIELD_INT, AT(priority), -MAX_INT - 1, MAX_INT},
     {"stream", GEN, FIELD_BOOL, AT(stream), 0, 0},
     {"echo", API_COMPLETIONS, FIELD_BOOL, AT(echo), 0, 0},
     {"logprobs", API_COMPLETIONS, FIELD_INT, AT(n_logprobs), 0, 5},
@@ -58,11 +59,12 @@ static const struct field fields[] = {
     {"ignore_eos", GEN, FIELD_BOOL, AT(sampling.ignore_eos), 0, 0},
     {"include_stop_str_in_output", GEN, FIELD_BOOL, AT(sampling.include_stop), 0, 0},
     {"skip_special_tokens", GEN, FIELD_BOOL, AT(sampling.skip_special), 0, 0},
-    {"add_special_tokens", GEN | API_TOKENIZE, FIELD_BOOL, AT(add_special), 0, 0},
+    {"add_special_tokens", MODEL | API_TOKENIZE, FIELD_BOOL, AT(add_special), 0, 0},
     {"add_generation_prompt", API_CHAT | API_TOKENIZE, FIELD_BOOL, AT(add_generation_prompt), 0, 0},
     {"return_token_ids", GEN, FIELD_BOOL, AT(return_token_ids), 0, 0},
     {"return_tokens_as_token_ids", GEN, FIELD_BOOL, AT(tokens_as_ids), 0, 0},
     {"parallel_tool_calls", API_CHAT, FIELD_BOOL, AT(parallel_tools), 0, 0},
+    {"normalize", API_EMBEDDINGS, FIELD_BOOL, AT(normalize), 0, 0},
     {"return_token_strs", API_TOKENIZE, FIELD_BOOL, AT(return_token_strs), 0, 0},
 };
 
@@ -302,6 +304,32 @@ static int read_cache_salt(struct openai_reader *r, const char *name, const json
     return 0;
 }
 
+static int read_encoding(struct openai_reader *r, const char *name, const json_t *v)
+{
+    const char *format = json_string_value(v);
+
+    if (!format)
+        return refuse_type(r->e, name, "a string", v);
+    r->out->as_base64 = !strcmp(format, "base64");
+    if (!r->out->as_base64 && strcmp(format, "float"))
+        return api_error_set(r->e, 400, name, NULL, "'%s' must be 'float' or 'base64'.", name);
+    return 0;
+}
+
+/* A prefix of hidden states is no embedding of its own: models must be trained for that. */
+static int read_dimensions(struct openai_reader *r, const char *name, const json_t *v)
+{
+    int64_t n;
+
+    if (!json_in_int(v, &n))
+        return refuse_type(r->e, name, "an integer", v);
+    if (n != r->limits->embedding_dim)
+        return api_error_set(r->e, 400, name, "unsupported_value",
+                             "'%s' is %lld; this model's embeddings have %d and cannot be cut.",
+                             name, (long long)n, r->limits->embedding_dim);
+    return 0;
+}
+
 /* Fields that are not one value. */
 static const struct {
     const char *name;
@@ -310,6 +338,9 @@ static const struct {
 } readers[] = {
     {"model", ~0u, read_model},
     {"prompt", API_COMPLETIONS | API_TOKENIZE, openai_read_prompt},
+    {"input", API_EMBEDDINGS, openai_read_prompt},
+    {"encoding_format", API_EMBEDDINGS, read_encoding},
+    {"dimensions", API_EMBEDDINGS, read_dimensions},
     {"messages", API_CHAT | API_TOKENIZE, openai_read_messages},
     {"tokens", API_DETOKENIZE, openai_read_tokens},
     {"stop", GEN, read_stop},
@@ -318,8 +349,8 @@ static const struct {
     {"allowed_token_ids", GEN, read_allowed},
     {"bad_words", GEN, read_bad_words},
     {"stream_options", GEN, read_stream_options},
-    {"user", GEN, read_string},
-    {"cache_salt", GEN, read_cache_salt},
+    {"user", MODEL, read_string},
+    {"cache_salt", MODEL, read_cache_salt},
     {"tools", API_CHAT, openai_read_tools},
     {"tool_choice", API_CHAT, openai_read_tool_choice},
     {"response_format", GEN, openai_read_response_format},
@@ -396,6 +427,8 @@ static void merge_names(struct openai_reader *r)
     struct openai_params *p = r->out;
 
     p->max_tokens = p->max_completion_tokens >= 0 ? p->max_completion_tokens : p->legacy_max_tokens;
+    if (r->api == API_EMBEDDINGS)
+        p->max_tokens = 0;
     if (r->api == API_COMPLETIONS)
         p->sampling.n_logprobs = p->n_logprobs;
     else if (p->wants_logprobs)
@@ -430,7 +463,8 @@ static int check_together(struct openai_reader *r)
     int most = r->limits->max_logprobs;
 
     p->n_samples = p->best_of > p->n ? p->best_of : p->n;
-    if ((int64_t)p->n_samples * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
+    if (r->api != API_EMBEDDINGS &&
+        (int64_t)p->n_samples * (p->n_prompts ? p->n_prompts : 1) > r->limits->max_choices)
         return api_error_set(r->e, 400, p->n_prompts > r->limits->max_choices ? "prompt" : "n",
                              NULL, "%d prompts with %s = %d; this server gives at most %d choices.",
                              p->n_prompts ? p->n_prompts : 1, p->best_of > p->n ? "best_of" : "n",
@@ -461,14 +495,16 @@ static int check_required(struct openai_reader *r, const json_t *body)
 {
     const char *want = NULL;
 
-    if (r->api & (API_COMPLETIONS | API_CHAT) && json_is_null(json_object_get(body, "model")))
+    if (r->api & MODEL && json_is_null(json_object_get(body, "model")))
         return refuse_type(r->e, "model", "a string", json_object_get(body, "model"));
-    if (r->api & (API_COMPLETIONS | API_CHAT) && !json_object_get(body, "model"))
+    if (r->api & MODEL && !json_object_get(body, "model"))
         want = "model";
     else if (r->api == API_COMPLETIONS && json_is_null(json_object_get(body, "prompt")))
         return openai_read_prompt(r, "prompt", json_object_get(body, "prompt"));
     else if (r->api == API_COMPLETIONS && !r->out->prompts)
         want = "prompt";
+    else if (r->api == API_EMBEDDINGS && !r->out->prompts)
+        want = "input";
     else if (r->api == API_CHAT && !r->out->messages)
         want = "messages";
     else if (r->api == API_DETOKENIZE && !r->out->tokens)
@@ -498,6 +534,7 @@ static void set_defaults(struct openai_params *p, const struct openai_limits *li
     p->n_logprobs = p->n_top_logprobs = p->n_prompt_logprobs = -1;
     p->add_special = -1;
     p->add_generation_prompt = true;
+    p->normalize = limits->normalize;
 }
 
 int openai_params_read(struct openai_params *out, enum openai_api api, const json_t *body,
@@ -506,6 +543,10 @@ int openai_params_read(struct openai_params *out, enum openai_api api, const jso
     struct openai_reader r = {.out = out, .limits = limits, .arena = arena, .e = e, .api = api};
 
     set_defaults(out, limits);
+    if (api == API_EMBEDDINGS && !limits->embedding_dim)
+        return api_error_set(e, 400, "model", "unsupported_endpoint",
+                             "The model '%.100s' gives no embeddings on this server.",
+                             limits->model_id);
     for (size_t i = 0; i < sizeof(readers) / sizeof(readers[0]); i++) {
         const json_t *v = json_object_get(body, readers[i].name);
 

@@ -24,14 +24,22 @@ struct arena;
 #define OPENAI_MAX_WORD_BYTES 256
 #define OPENAI_MAX_MESSAGES   4096
 
-enum openai_api { API_COMPLETIONS = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
+enum openai_api {
+    API_COMPLETIONS = 1,
+    API_CHAT = 2,
+    API_TOKENIZE = 4,
+    API_DETOKENIZE = 8,
+    API_EMBEDDINGS = 16
+};
 
 /* What the model and the operator allow; filled once at start. */
 struct openai_limits {
     const char *model_id;
     int vocab_size, max_seq_len;
     int64_t max_prompt_bytes; /* text beyond it cannot fit the context */
-    int max_prompts, max_choices, max_logprobs, json_depth;
+    int max_prompts, max_inputs, max_choices, max_logprobs, json_depth;
+    int embedding_dim;                            /* 0: no embeddings */
+    bool normalize;                               /* them, by default */
     bool has_priorities;                          /* the scheduler heeds them */
     float temperature, top_p, repetition_penalty; /* defaults, by sampling_defaults */
     int top_k;
@@ -91,6 +99,7 @@ struct openai_params {
     int add_special; /* -1: absent */
     bool add_generation_prompt;
     bool return_token_strs;
+    bool normalize, as_base64; /* embeddings */
 
     /* As sent; sampling.n_logprobs is what they come to. */
     int n_logprobs, n_top_logprobs, n_prompt_logprobs; /* -1: absent */

@@ -53,6 +53,8 @@ static int read_one_prompt(struct openai_reader *r, const char *name, const json
         out->text = ""; /* the beginning of a document, as the API has it */
         return 0;
     }
+    if (r->api == API_EMBEDDINGS && json_is_string(v) && json_string_length(v) == 0)
+        return api_error_set(r->e, 400, name, NULL, "'%s' must not be an empty string.", name);
     if (json_is_string(v)) {
         out->text = json_string_value(v);
         out->text_len = json_string_length(v);
@@ -69,6 +71,7 @@ int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *
     bool is_batch = first && !json_is_number(first);
     size_t n = is_batch ? json_array_size(v) : 1;
     struct openai_prompt *prompts;
+    int most;
 
     if (r->api == API_TOKENIZE && !json_is_string(v))
         return api_error_set(r->e, 400, name, NULL, "'%s' must be one string, not %s.", name,
@@ -81,9 +84,10 @@ int openai_read_prompt(struct openai_reader *r, const char *name, const json_t *
             name, json_in_kind(v));
     if (json_is_array(v) && !first)
         return api_error_set(r->e, 400, name, NULL, "'%s' must not be an empty array.", name);
-    if (n > (size_t)r->limits->max_prompts)
+    most = r->api == API_EMBEDDINGS ? r->limits->max_inputs : r->limits->max_prompts;
+    if (n > (size_t)most)
         return api_error_set(r->e, 400, name, NULL, "'%s' holds %zu prompts; at most %d.", name, n,
-                             r->limits->max_prompts);
+                             most);
     prompts = arena_array(r->arena, n, sizeof(*prompts));
     if (!prompts)
         return openai_refuse_no_room(r->e);

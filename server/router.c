@@ -13,6 +13,7 @@
 static const struct route routes[] = {
     {"/v1/completions", ROUTE_POST, ROUTE_ALWAYS, api_completions},
     {"/v1/chat/completions", ROUTE_POST, ROUTE_ALWAYS, api_chat},
+    {"/v1/embeddings", ROUTE_POST, ROUTE_ALWAYS, api_embeddings},
     {"/v1/models", ROUTE_GET, ROUTE_ALWAYS, api_models},
     {"/v1/models/", ROUTE_GET, ROUTE_ALWAYS, api_model},
     {"/tokenize", ROUTE_POST, ROUTE_ALWAYS, api_tokenize},

@@ -194,6 +194,7 @@ static const struct backend_ops cpu_ops = {
     .attn_out = cpu_attn_out,
     .ffn = cpu_ffn,
     .logits = cpu_logits,
+    .pool = cpu_pool,
     .sample = cpu_sample,
     .kv_copy = cpu_kv_copy,
     .block_embed = cpu_block_embed,

@@ -76,6 +76,7 @@ int cpu_kv_append(struct backend *be, const struct kv_append_args *a, struct err
 int cpu_attn_out(struct backend *be, const struct attn_out_args *a, struct err *err);
 int cpu_ffn(struct backend *be, const struct ffn_args *a, struct err *err);
 int cpu_logits(struct backend *be, const struct logits_args *a, struct err *err);
+int cpu_pool(struct backend *be, const struct pool_args *a, struct err *err);
 int cpu_sample(struct backend *be, const struct sample_args *a, struct err *err);
 int cpu_kv_copy(struct backend *be, const struct kv_copy_args *a, struct err *err);
 

@@ -415,3 +415,38 @@ int cpu_logits(struct backend *be, const struct logits_args *a, struct err *err)
                  2.0 * n * a->vocab_size * a->dim);
     return 0;
 }
+
+/* ---- pool ---- */
+
+static void pool_rows(double *sums, const float *rows, int n_rows, int dim)
+{
+    for (int r = 0; r < n_rows; r++) {
+        for (int i = 0; i < dim; i++)
+            sums[i] += (double)rows[(int64_t)r * dim + i];
+    }
+}
+
+int cpu_pool(struct backend *be, const struct pool_args *a, struct err *err)
+{
+    struct cpu_backend *cb = cpu_of(be);
+    int64_t t0 = clock_ns(), n_rows = 0;
+
+    (void)err;
+    for (int p = 0; p < a->batch->n_pools; p++) {
+        const struct step_pool *pool = &a->batch->pools[p];
+        double *sums = a->sums + (int64_t)pool->slot * a->dim;
+
+        if (pool->is_first)
+            memset(sums, 0, (size_t)a->dim * sizeof(*sums));
+        for (int row = 0; row < pool->n_rows; row += cb->block_rows) {
+            int n = min_int(pool->n_rows - row, cb->block_rows);
+            const float *x = (const float *)a->x + (int64_t)(pool->row0 + row) * a->dim;
+
+            cpu_norm_rows(cb, cb->rows, a->dim, x, a->dim, NULL, n, a->dim, &a->norm);
+            pool_rows(sums, cb->rows, n, a->dim);
+        }
+        n_rows += pool->n_rows;
+    }
+    cpu_cost_add(cb, OP_POOL, t0, 4.0 * (double)n_rows * a->dim, (double)n_rows * a->dim);
+    return 0;
+}

@@ -13,12 +13,16 @@
 
 #include <stdlib.h>
 
-static int open_logits(struct model *m, struct err *err)
+/* Room for what the forward pass ends in. */
+static int open_results(struct model *m, struct err *err)
 {
     size_t bytes = (size_t)m->max_logits * m->cfg.vocab_size * sizeof(float);
+    size_t pooled_bytes = (size_t)m->n_pool_slots * m->cfg.stack.dim * sizeof(double);
     int rc = m->be->ops->alloc(m->be, (void **)&m->logits, bytes, err);
 
-    m->buffer_bytes = m->stack.buffer_bytes + m->block.buffer_bytes + bytes;
+    if (rc == 0 && pooled_bytes)
+        rc = m->be->ops->alloc(m->be, (void **)&m->pooled, pooled_bytes, err);
+    m->buffer_bytes = m->stack.buffer_bytes + m->block.buffer_bytes + bytes + pooled_bytes;
     return rc;
 }
 
@@ -34,6 +38,7 @@ int model_open(struct model **out, const struct model_config *cfg, struct backen
     m->be = be;
     m->max_rows = params->max_rows;
     m->max_logits = params->max_logits;
+    m->n_pool_slots = params->n_pool_slots;
     rc = stack_init(&m->stack, &cfg->stack, be, params->max_rows, err);
     if (rc < 0)
         goto out;
@@ -52,7 +57,7 @@ int model_open(struct model **out, const struct model_config *cfg, struct backen
         rc = block_parts_open(m, params->max_items, err);
     if (rc < 0)
         goto out;
-    rc = open_logits(m, err);
+    rc = open_results(m, err);
     if (rc < 0)
         goto out;
     *out = m;
@@ -71,6 +76,7 @@ void model_close(struct model *m)
     block_parts_release(m);
     stack_release(&m->stack);
     m->be->ops->free(m->be, m->logits);
+    m->be->ops->free(m->be, m->pooled);
     for (int i = 0; i < m->n_aligned; i++)
         free(m->aligned[i]);
     free(m->aligned);
@@ -110,6 +116,11 @@ float *model_logits(struct model *m)
     return m->logits;
 }
 
+double *model_pooled(struct model *m)
+{
+    return m->pooled;
+}
+
 int model_forward(struct model *m, const struct step_batch *batch, const struct kv_view *kv,
                   const int32_t *rope_len, struct err *err)
 {
@@ -122,12 +133,20 @@ int model_forward(struct model *m, const struct step_batch *batch, const struct 
                                  .head = m->cfg.tie_embeddings ? &m->embed : &m->head,
                                  .x = m->stack.x,
                                  .out = m->logits};
+    struct pool_args pool = {.batch = batch,
+                             .dim = m->cfg.stack.dim,
+                             .norm = logits.norm,
+                             .x = m->stack.x,
+                             .sums = m->pooled};
     int rc = ops->embed(m->be, &embed, err);
 
     CHECK(batch->n_logits <= m->max_logits);
+    CHECK(batch->n_pools <= m->n_pool_slots);
     if (rc == 0)
         rc = stack_forward(&m->stack, batch, kv, rope_len, err);
     if (rc == 0 && batch->n_logits > 0)
         rc = ops->logits(m->be, &logits, err);
+    if (rc == 0 && batch->n_pools > 0)
+        rc = ops->pool(m->be, &pool, err);
     return rc;
 }

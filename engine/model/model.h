@@ -126,6 +126,7 @@ struct model_params {
     enum dtype dtype;         /* of weights on the backend */
     int max_rows, max_logits; /* of a step: sizes the activation buffers */
     int max_items;            /* blocks that a Block Transformer decodes at a time */
+    int n_pool_slots;         /* slots that hidden states can be pooled for; 0: none */
     /* Called while loading with bytes done and in all; may be NULL. */
     void (*progress)(void *arg, size_t done, size_t total);
     void *progress_arg;
@@ -185,5 +186,8 @@ struct block_step {
 int model_forward_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
                          struct err *err);
 float *model_logits(struct model *m);
+
+/* Device f64 [n_pool_slots, dim]: what batch->pools asked to add up of the hidden states. */
+double *model_pooled(struct model *m);
 
 #endif

@@ -30,7 +30,7 @@ struct block_parts {
 struct model {
     struct model_config cfg;
     struct backend *be; /* borrowed */
-    int max_rows, max_logits;
+    int max_rows, max_logits, n_pool_slots;
 
     struct weight embed; /* [vocab_size, dim]; the embedder's [vocab_size, embed_dim] */
     struct weight head;  /* [vocab_size, dim]; data NULL when tied */
@@ -44,7 +44,8 @@ struct model {
     const char *unused; /* one of them, borrowed from files */
     size_t weight_bytes, buffer_bytes;
 
-    float *logits; /* device [max_logits, vocab_size] */
+    float *logits;  /* device [max_logits, vocab_size] */
+    double *pooled; /* device [n_pool_slots, dim], or NULL */
 };
 
 /* Buffers of the token decoder for n_items blocks at a time. */

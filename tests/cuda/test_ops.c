@@ -3,6 +3,7 @@
  */
 #include "tests/cuda/cuda_pair.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -216,6 +217,54 @@ START_TEST(logits__are_the_cpus)
 }
 END_TEST
 
+/* Sums that begin, sums that go on, and a slot that none of the rows belongs to. */
+START_TEST(pool__is_the_cpus)
+{
+    enum { N = 37, DIM = 72, N_SLOTS = 4 };
+    static const struct step_pool pools[] = {{2, 3, 30, 1}, {0, 33, 1, 1}, {3, 34, 3, 0}};
+    static const float tolerance[N_DTYPES] = {1e-6f, 1.0f / 128, 1.0f / 1024};
+
+    for (int d = 0; d < N_DTYPES; d++) {
+        struct cuda_pair p;
+        struct pair_weight gain;
+        struct pair_buf x, sums, list;
+        struct pair_batch b;
+        double start[N_SLOTS * DIM], *got;
+        const double *want;
+
+        for (int i = 0; i < N_SLOTS * DIM; i++)
+            start[i] = i * 0.25;
+        pair_open(&p, dtypes[d]);
+        gain = pair_weight_random(&p, DIM, 1, false, 0.3f, 1, 7);
+        x = pair_random(&p, N * DIM, 2, 13);
+        sums = pair_i32(&p, (const int32_t *)start, 2 * N_SLOTS * DIM);
+        list = pair_i32(&p, (const int32_t *)pools, 4 * 3);
+        b = rows_batch(&p, N, 3, 0);
+        b.cpu.n_pools = b.gpu.n_pools = 3;
+        b.cpu.pools = list.cpu, b.gpu.pools = list.gpu;
+        PAIR_RUN(&p, &b, pool, pool_args, .batch = SIDE_REF(b), .dim = DIM,
+                 .norm = {.kind = NORM_RMS, .gain = SIDE_REF(gain), .eps = 1e-5f}, .x = SIDE(x),
+                 .sums = SIDE(sums));
+        want = sums.cpu;
+        got = pair_get_bytes(&p, &sums);
+        for (int i = 0; i < N_SLOTS * DIM; i++) {
+            double n = i / DIM == 2 ? 30 : i / DIM == 3 ? 3 : 1;
+
+            if (i / DIM == 1)
+                ck_assert_double_eq(got[i], start[i]);
+            ck_assert_msg(fabs(got[i] - want[i]) <= 6 * n * (double)tolerance[d],
+                          "%s, sum %d: %g, want %g", dtype_name(dtypes[d]), i, got[i], want[i]);
+        }
+        free(got);
+        pair_batch_free(&p, &b);
+        pair_free(&p, &x);
+        pair_free(&p, &sums);
+        pair_free(&p, &list);
+        pair_weight_free(&p, &gain);
+    }
+}
+END_TEST
+
 struct attn_in_case {
     int n_heads, n_kv_heads, head_dim, rope_dim;
     bool bias, qk_norm;
@@ -356,6 +405,7 @@ TEST_SUITE(cuda_ops)
     tcase_add_loop_test(tc, attn_out__is_the_cpus, 0, sizeof(products) / sizeof(products[0]));
     tcase_add_loop_test(tc, ffn__is_the_cpus, 0, 5);
     tcase_add_loop_test(tc, logits__are_the_cpus, 0, 4);
+    tcase_add_test(tc, pool__is_the_cpus);
     tcase_add_loop_test(tc, attn_in__is_the_cpus, 0,
                         sizeof(attn_in_cases) / sizeof(attn_in_cases[0]));
 }

@@ -29,6 +29,9 @@ def test_answers_are_as_described(daemon, model):
     check("ChatRequest", chat)
     check("Completion", daemon.post("/v1/completions", text)[1])
     check("ChatCompletion", daemon.post("/v1/chat/completions", chat)[1])
+    embedding = {"model": model, "input": ["The", "Hi"]}
+    check("EmbeddingRequest", embedding)
+    check("EmbeddingList", daemon.post("/v1/embeddings", embedding)[1])
     check("Error", daemon.post("/v1/completions", {})[1])
     check("ModelList", json.loads(daemon.get("/v1/models")[2]))
     check("Tokens", daemon.post("/tokenize", {"model": model, "prompt": "Hi"})[1])

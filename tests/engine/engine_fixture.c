@@ -42,6 +42,7 @@ void collected_release(struct collected *c)
     strbuf_release(&c->text);
     free(c->tokens);
     free(c->prompt);
+    free(c->embedding);
     collected_init(c);
 }
 
@@ -80,6 +81,14 @@ void collected_add(void *arg, const struct engine_event *event)
         if (!c->prompt)
             abort();
         memcpy(c->prompt, event->prompt_tokens, (size_t)c->n_prompt * sizeof(*c->prompt));
+    }
+    if (event->embedding) {
+        c->broken = c->broken || c->embedding;
+        c->n_embedding = event->n_embedding;
+        c->embedding = malloc((size_t)c->n_embedding * sizeof(*c->embedding));
+        if (!c->embedding)
+            abort();
+        memcpy(c->embedding, event->embedding, (size_t)c->n_embedding * sizeof(*c->embedding));
     }
     c->n_final += event->finish != FINISH_NONE;
     c->finish = event->finish;

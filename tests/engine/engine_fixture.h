@@ -20,6 +20,8 @@ struct collected {
     int n_tokens, n_alloc;
     struct engine_token *prompt; /* [n_prompt] or NULL */
     int n_prompt, n_events, n_final;
+    float *embedding; /* [n_embedding] or NULL */
+    int n_embedding;
     enum finish_reason finish;
     int32_t stop_token;
     char stop_string[64], error[128];
