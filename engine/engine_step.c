@@ -26,7 +26,7 @@ int engine_steps_init(struct engine *e, int max_items, int max_logits, struct er
         if (rc == 0 && e->env.embedding_dim)
             rc = e->be->ops->host_alloc(
                 e->be, (void **)&step->pooled,
-                (size_t)max_batch * e->env.embedding_dim * sizeof(*step->pooled), err);
+                (size_t)e->kv.n_slots * e->env.embedding_dim * sizeof(*step->pooled), err);
     }
     return rc;
 }

@@ -224,7 +224,7 @@ static int fill_tokens(struct replay *r, struct replay_seq *s, const json_t *pag
 static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, struct err *err)
 {
     struct sched_seq *q = &s->seq;
-    int64_t id, prompt, limit, geom, seen, priority, first;
+    int64_t id, prompt, limit, geom, seen, priority, first, pooling;
     int rc;
 
     if (get_int(r, o, "add", 1, INT64_MAX, &id, err) < 0 ||
@@ -233,7 +233,8 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
         get_int(r, o, "geom", 0, r->n_geoms - 1, &geom, err) < 0 ||
         get_int(r, o, "seen", 0, INT32_MAX, &seen, err) < 0 ||
         get_int(r, o, "priority", INT32_MIN, INT32_MAX, &priority, err) < 0 ||
-        get_int(r, o, "first_logits", 0, prompt, &first, err) < 0)
+        get_int(r, o, "first_logits", 0, prompt, &first, err) < 0 ||
+        get_int(r, o, "pooling", POOLING_NONE, POOLING_LAST, &pooling, err) < 0)
         return ERR_PARSE;
     if (find_seq(r, (uint64_t)id) >= 0)
         return bad(r, err, "the sequence is there already");
@@ -250,6 +251,7 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
                             .n_tokens = (int32_t)prompt,
                             .n_seen_max = (int32_t)seen,
                             .priority = (int32_t)priority,
+                            .pooling = (enum engine_pooling)pooling,
                             .first_logits_row = (int32_t)first};
     q->wants_prompt_logits = json_is_true(json_object_get(o, "prompt_logits"));
     q->shares_prefix = json_is_true(json_object_get(o, "shares"));

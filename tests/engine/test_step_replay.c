@@ -56,6 +56,10 @@ static void submit_one(struct engine *e, int i, int *n_live)
     req.sampling.repetition_penalty = i % 5 ? 1 : 1.1f;
     req.sampling.n_prompt_logprobs = i % 7 ? -1 : 0;
     req.priority = i % 3;
+    if (i % 11 == 4) {
+        req.pooling = i % 2 ? POOLING_MEAN : POOLING_LAST;
+        req.sampling.max_tokens = 0;
+    }
     ck_assert_msg(engine_submit(e, &req, &id, &err) == 0, "%s", err.msg);
     ++*n_live;
     if (i % 6 == 5)
@@ -210,7 +214,8 @@ END_TEST
 #define GEOM "{\"geom\":0,\"heads\":[[2,0,1073741824,0]]}\n"
 #define ADD(id, prompt, limit, geom, more)                                                         \
     "{\"add\":" #id ",\"prompt\":" #prompt ",\"limit\":" #limit ",\"geom\":" #geom                 \
-    ",\"seen\":0,\"priority\":0,\"prompt_logits\":false,\"first_logits\":0,\"shares\":" more "}\n"
+    ",\"seen\":0,\"priority\":0,\"prompt_logits\":false,\"first_logits\":0,\"pooling\":0,"         \
+    "\"shares\":" more "}\n"
 
 START_TEST(step_replay__refuses_what_is_no_trace)
 {
