@@ -35,7 +35,7 @@ def main():
         for n in LENGTHS:
             with torch.no_grad():
                 ids = torch.tensor([prompt[:n] if n else prompt])
-                hidden = model.model(input_ids=ids).last_hidden_state[0]
+                hidden = model.base_model(input_ids=ids).last_hidden_state[0]
             rows += [hidden.double().mean(0).numpy(), hidden[-1].double().numpy()]
         np.stack(rows).astype("<f4").tofile(os.path.join(folder, "hidden.f32"))
         print(os.path.basename(folder.rstrip("/")), rows[0].shape[0])
