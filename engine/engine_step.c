@@ -146,6 +146,19 @@ static int forward(struct engine *e, struct err *err)
     return rc < 0 ? rc : end_rc;
 }
 
+/* Out of snapshots before the forward pass, into new ones behind it. */
+static int copy_pages(struct engine *e, const struct kv_copies *copies, struct err *err)
+{
+    struct kv_copy_args args = {.kv = &e->kv_memory.view};
+
+    if (!copies || copies->n == 0)
+        return 0;
+    args.n_pages = copies->n;
+    args.src = copies->src;
+    args.dst = copies->dst;
+    return e->be->ops->kv_copy(e->be, &args, err);
+}
+
 /* Sums that are complete with this step come to the host; the slot may be another's in the next. */
 static int fetch_pooled(struct engine *e, struct engine_step *step, struct err *err)
 {
@@ -174,7 +187,11 @@ static int compute(struct engine *e, struct engine_step *step, struct err *err)
         rc = ops->step_begin(e->be, &e->batch.device, err);
     if (rc < 0)
         return rc;
-    rc = forward(e, err);
+    rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.out_of : NULL, err);
+    if (rc == 0)
+        rc = forward(e, err);
+    if (rc == 0)
+        rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.into : NULL, err);
     sampler_fill_masks(&e->sampler); /* while the device works */
     if (rc == 0 && e->sampler.n_rows)
         rc = sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &step->results,

@@ -246,7 +246,8 @@ static struct prefix_key mix(struct prefix_key k, const void *data, size_t len)
 
 /*
  * What decides the keys and values of a prompt besides its tokens: which of them each head sees,
- * and with a dynamic rope the prompt's length. Heads that see all are alike whatever the length.
+ * and with a dynamic rope the prompt's length. Heads that see all are alike whatever the length. Of
+ * a sequence that drops tokens the heads must be the same ones, since their pages are.
  */
 static void prefix_init(struct request *r, const char *salt)
 {
@@ -261,7 +262,7 @@ static void prefix_init(struct request *r, const char *salt)
         struct kv_geom g = need->geom[i / n_group];
         int32_t seen[4] = {i, need->window[i], g.n_sink, g.mask};
 
-        if (need->window[i] < need->n_limit)
+        if (!need->growable || need->window[i] < need->n_limit)
             key = mix(key, seen, sizeof(seen));
     }
     if (env->rope_by_prompt)

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/err.h"
+#include "engine/sched_prefix.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -108,6 +109,7 @@ void scheduler_add(struct scheduler *s, struct sched_seq *seq)
     seq->n_logits_done = seq->first_logits_row;
     seq->n_cached = 0;
     seq->prefix_node = PREFIX_NONE;
+    seq->n_cuts = 0;
     seq->n_preempted = 0;
     seq->slot = -1;
     seq->order = s->next_order++;
@@ -231,67 +233,11 @@ static int64_t growth_headroom(const struct scheduler *s)
     return to_come < most ? to_come : most;
 }
 
-/* Tokens of a page, and a sequence's from its lead on: what the cache compares. */
-static int32_t page_tokens(const struct scheduler *s)
-{
-    return s->kv->shape.page_entries * scheduler_entry_tokens(s);
-}
-
-static const int32_t *lead_tokens(const struct sched_seq *seq)
-{
-    return seq->tokens - seq->lead;
-}
-
-/* Tokens of whole pages that a prompt may take from others: its last row must be computed. */
-static int32_t shareable(const struct scheduler *s, const struct sched_seq *seq)
-{
-    int32_t page = s->kv->shape.page_entries;
-    int32_t n_pages = (scheduler_prompt_entries(s, seq) - 1) / page;
-
-    return s->cache && seq->shares_prefix && !seq->wants_prompt_logits &&
-                   seq->pooling != POOLING_MEAN /* of rows that are computed */
-               ? n_pages * page_tokens(s)
-               : 0;
-}
-
-/* Is somebody about to compute more of seq's beginning than is known? */
-static bool is_being_computed(const struct scheduler *s, const struct sched_seq *seq,
-                              int32_t n_known)
-{
-    int32_t page = page_tokens(s), most = shareable(s, seq);
-    const int32_t *mine = lead_tokens(seq);
-
-    for (const struct sched_seq *r = s->running.head; r; r = r->next) {
-        const int32_t *theirs = lead_tokens(r);
-        int32_t n = n_known, n_done = r->n_done * scheduler_entry_tokens(s);
-        int32_t whole = scheduler_prompt_entries(s, r) / s->kv->shape.page_entries * page;
-        int32_t end = min32(most, whole);
-
-        if (r->state != SEQ_PREFILL || !r->shares_prefix || r->key.a != seq->key.a ||
-            r->key.b != seq->key.b || n_done >= end)
-            continue;
-        while (n + page <= end && !memcmp(theirs + n, mine + n, (size_t)page * sizeof(*mine)))
-            n += page;
-        if (n > n_known && n > n_done && !memcmp(theirs, mine, (size_t)n_known * sizeof(*mine)))
-            return true;
-    }
-    return false;
-}
-
-/* Positions that a newcomer must have room for: those of its tokens, and one more. */
-static int32_t first_entries(const struct scheduler *s, const struct sched_seq *seq)
-{
-    int32_t n = (seq->lead + seq->n_tokens) / scheduler_entry_tokens(s) + 1;
-
-    return min32(n, seq->need.n_limit);
-}
-
 /* Seats the head of the queue, if what it needs is free; NULL if not. */
 static struct sched_seq *admit_next(struct scheduler *s)
 {
     struct sched_seq *seq = s->waiting.head;
-    struct prefix_hit hit = {.node = PREFIX_NONE};
-    int32_t n_shareable;
+    struct sched_prefix_hit hit;
     int slot;
 
     if (!seq || s->running.n == s->params.max_batch)
@@ -300,19 +246,14 @@ static struct sched_seq *admit_next(struct scheduler *s)
         return NULL;
     if (s->n_seen + seq->n_seen_max > s->params.max_seen)
         return NULL;
-    n_shareable = shareable(s, seq);
-    if (n_shareable) {
-        hit = prefix_cache_find(s->cache, seq->key, lead_tokens(seq), n_shareable);
-        if (is_being_computed(s, seq, hit.n_tokens))
-            return NULL;
-    }
-    slot = kv_slot_take_shared(s->kv, &seq->need, first_entries(s, seq), growth_headroom(s),
-                               &hit.shared);
+    if (!sched_prefix_find(s, seq, &hit))
+        return NULL;
+    slot = sched_prefix_seat(s, seq, growth_headroom(s), &hit);
     if (slot < 0)
         return NULL;
     if (seq->n_preempted == 0) {
         seq->n_cached = hit.n_tokens > seq->lead ? hit.n_tokens - seq->lead : 0;
-        s->n_prefix_asked += n_shareable;
+        s->n_prefix_asked += hit.n_shareable;
         s->n_prefix_found += hit.n_tokens;
     }
     seq->n_done = hit.n_tokens / scheduler_entry_tokens(s);
@@ -329,7 +270,7 @@ static struct sched_seq *admit_next(struct scheduler *s)
 /* Rows of seq's next chunk within the budgets. */
 static int32_t chunk_rows(const struct sched_seq *seq, int32_t n_budget, int32_t n_logit_budget)
 {
-    int32_t end = min32(seq->n_prompt, seq->n_done + n_budget);
+    int32_t end = sched_prefix_cut(seq, min32(seq->n_prompt, seq->n_done + n_budget));
 
     if (seq->wants_prompt_logits) {
         int32_t first = seq->n_done > seq->n_logits_done ? seq->n_done : seq->n_logits_done;
@@ -361,6 +302,7 @@ static void plan_chunk(struct scheduler *s, struct sched_seq *seq, struct prompt
         item->n_prompt_logits = last > first ? last - first : 0;
     }
     s->step.n_logits += item->n_prompt_logits + item->samples;
+    sched_prefix_planned(s, seq, end);
     left->n_rows -= n_rows;
     left->n_logits -= item->n_prompt_logits;
 }
@@ -413,24 +355,10 @@ const struct sched_step *scheduler_plan(struct scheduler *s)
     return step;
 }
 
-/* The prompt pages that were completed from position `from` on go into the cache. */
-void scheduler_keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from)
-{
-    int32_t page = s->kv->shape.page_entries;
-
-    if (!s->cache || !seq->shares_prefix)
-        return;
-    for (int32_t p = from / page; (p + 1) * page <= seq->n_done; p++) {
-        if (seq->prefix_node == PREFIX_FOREIGN)
-            return;
-        seq->prefix_node =
-            prefix_cache_add(s->cache, seq->key, seq->prefix_node,
-                             lead_tokens(seq) + (int64_t)p * page_tokens(s), seq->slot, p);
-    }
-}
-
 void scheduler_queued(struct scheduler *s)
 {
+    if (s->cache)
+        kv_snapshots_commit(&s->cache->snapshots);
     if (s->params.block_len) {
         scheduler_blocks_queued(s);
         return;
@@ -443,7 +371,7 @@ void scheduler_queued(struct scheduler *s)
         seq->n_done += item->n_rows;
         seq->n_pending += item->samples;
         if (!item->is_decode)
-            scheduler_keep_pages(s, seq, item->pos0);
+            sched_prefix_queued(s, seq, item->pos0);
         if (seq->n_done > seq->n_logits_done)
             seq->n_logits_done = min32(seq->n_done, seq->n_prompt);
         if (seq->n_done < seq->n_prompt)

@@ -14,8 +14,9 @@
  *               prompt runs again as prompt rows, then its tokens as decode rows, one a step and
  *               unsampled: the very rows that made them, so what follows is unchanged too
  *
- *   prefixes    a newcomer whose prompt begins like one that is being computed waits until the
- * common pages are done, then shares them: n samples of a prompt compute it once
+ *   prefixes    a newcomer whose prompt begins like one that is being computed waits until that
+ *               part is done, then takes it over: n samples of a prompt compute it once. See
+ *               sched_prefix.h
  *
  * A step may be planned before the tokens of the one before it are known: a sequence counts the
  * tokens that queued rows will give it, and whoever goes on to its end leaves when the last of them
@@ -40,6 +41,8 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+
+#define SCHED_MAX_CUTS 4
 
 enum seq_state { SEQ_IDLE = 0, SEQ_WAITING, SEQ_PREFILL, SEQ_DECODE };
 
@@ -67,9 +70,11 @@ struct sched_seq {
     int32_t n_logits_done;    /* prompt rows (tokens) whose logits were handed out */
     int slot;                 /* -1 unless running */
     int n_preempted;
-    int32_t n_cached;    /* prompt tokens that were found when it was first seated */
-    int32_t prefix_node; /* of its last whole page in the cache */
-    uint64_t order;      /* of arrival */
+    int32_t n_cached;             /* prompt tokens that were found when it was first seated */
+    int32_t prefix_node;          /* of its last whole page in the cache */
+    int32_t cuts[SCHED_MAX_CUTS]; /* [n_cuts] ascending: where chunks of its prompt end, so that */
+    int n_cuts;                   /* what its heads keep there can be kept for others */
+    uint64_t order;               /* of arrival */
     struct sched_seq *prev, *next;
 };
 

@@ -6,6 +6,7 @@
  * decoded too, many at a time; its last row waits for a later phase 0, so that the sequence's own
  * tokens come behind all of that.
  */
+#include "engine/sched_prefix.h"
 #include "engine/scheduler_impl.h"
 
 #include "base/check.h"
@@ -189,7 +190,7 @@ static void blocks_done(struct scheduler *s, const struct sched_item *item)
     CHECK(seq->n_done == item->pos0);
     seq->n_done += item->n_rows;
     if (!item->is_decode)
-        scheduler_keep_pages(s, seq, item->pos0);
+        sched_prefix_queued(s, seq, item->pos0);
     if (seq->state == SEQ_PREFILL && seq->n_done == scheduler_prompt_entries(s, seq))
         seq->state = SEQ_DECODE;
 }

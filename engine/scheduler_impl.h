@@ -36,9 +36,6 @@ static inline int32_t scheduler_prompt_entries(const struct scheduler *s,
     return n < seq->need.n_limit ? n : seq->need.n_limit;
 }
 
-/* Prompt pages that were completed from position `from` on go into the cache, if there is one. */
-void scheduler_keep_pages(struct scheduler *s, struct sched_seq *seq, int32_t from);
-
 /* The parts of Block Transformers. */
 void scheduler_plan_blocks(struct scheduler *s);
 void scheduler_plan_block_chunk(struct scheduler *s, struct sched_seq *seq,

@@ -189,10 +189,9 @@ void step_trace_add(struct step_trace *t, const struct scheduler *s, const struc
                 "{\"add\":%llu,\"prompt\":%d,\"limit\":%d,\"geom\":%lld,\"seen\":%d,"
                 "\"priority\":%d,\"prompt_logits\":%s,\"first_logits\":%d,\"pooling\":%d,"
                 "\"shares\":%s",
-                (unsigned long long)t->id_of(seq), seq->n_prompt, seq->n_limit,
-                (long long)geom, seq->n_seen_max, seq->priority,
-                seq->wants_prompt_logits ? "true" : "false", seq->first_logits_row,
-                (int)seq->pooling, seq->shares_prefix ? "true" : "false");
+                (unsigned long long)t->id_of(seq), seq->n_prompt, seq->n_limit, (long long)geom,
+                seq->n_seen_max, seq->priority, seq->wants_prompt_logits ? "true" : "false",
+                seq->first_logits_row, (int)seq->pooling, seq->shares_prefix ? "true" : "false");
     if (s->cache && seq->shares_prefix)
         add_pages(t, s, seq);
     strbuf_addstr(&t->line, "}\n");

@@ -174,3 +174,15 @@ int64_t kv_geom_keys_read(struct kv_geom g, int64_t pos)
         return n_tokens;
     return g.n_sink + (behind < g.ring ? behind : g.ring);
 }
+
+bool kv_geom_page_is_final(struct kv_geom g, int64_t page, int64_t n_tokens, int64_t n_limit,
+                           int page_entries)
+{
+    int64_t end = (page + 1) * page_entries, ring_at = round_up_tile(g.n_sink);
+
+    if (n_limit <= n_tokens)
+        return true;
+    if (end <= ring_at)
+        return n_tokens >= (end < g.n_sink ? end : g.n_sink);
+    return kv_geom_keeps_all(g, n_limit) && g.n_sink + end - ring_at <= n_tokens;
+}

@@ -86,6 +86,13 @@ int64_t kv_geom_pages(struct kv_geom g, int64_t n_tokens, int page_entries);
 /* Tokens that fit into n_pages of a head before another page is needed; INT32_MAX: all. */
 int32_t kv_geom_room(struct kv_geom g, int64_t n_pages, int page_entries);
 
+/*
+ * Does the page hold what it will hold at n_limit tokens already at n_tokens? False where that is
+ * not sure: the pages of a ring that turns.
+ */
+bool kv_geom_page_is_final(struct kv_geom g, int64_t page, int64_t n_tokens, int64_t n_limit,
+                           int page_entries);
+
 /* Does the head still hold everything after n tokens? */
 static inline bool kv_geom_keeps_all(struct kv_geom g, int64_t n_tokens)
 {

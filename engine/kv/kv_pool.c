@@ -15,8 +15,8 @@ int kv_pool_init(struct kv_pool *pool, int32_t n_pages, struct err *err)
     *pool = (struct kv_pool){.n_pages = n_pages, .n_free = n_pages};
     pool->free_pages = calloc((size_t)n_pages, sizeof(*pool->free_pages));
     pool->n_refs = calloc((size_t)n_pages, sizeof(*pool->n_refs));
-    pool->is_cached = calloc((size_t)n_pages, sizeof(*pool->is_cached));
-    if (!pool->free_pages || !pool->n_refs || !pool->is_cached) {
+    pool->n_cached = calloc((size_t)n_pages, sizeof(*pool->n_cached));
+    if (!pool->free_pages || !pool->n_refs || !pool->n_cached) {
         kv_pool_release(pool);
         return err_set(err, ERR_NO_ROOM, "page lists: no memory for %d pages", (int)n_pages);
     }
@@ -32,7 +32,7 @@ void kv_pool_release(struct kv_pool *pool)
         return;
     free(pool->free_pages);
     free(pool->n_refs);
-    free(pool->is_cached);
+    free(pool->n_cached);
     *pool = (struct kv_pool){0};
 }
 
@@ -48,25 +48,26 @@ int32_t kv_pool_take(struct kv_pool *pool)
     return page;
 }
 
+static bool is_idle(const struct kv_pool *pool, int32_t page)
+{
+    return pool->n_refs[page] > 0 && pool->n_refs[page] == pool->n_cached[page];
+}
+
 void kv_pool_share(struct kv_pool *pool, int32_t page)
 {
     CHECK(page >= 0 && page < pool->n_pages);
     CHECK(pool->n_refs[page] > 0);
-    if (pool->is_cached[page] && pool->n_refs[page] == 1)
-        pool->n_idle--;
+    pool->n_idle -= is_idle(pool, page);
     pool->n_refs[page]++;
 }
 
 void kv_pool_give(struct kv_pool *pool, int32_t page)
 {
     CHECK(page >= 0 && page < pool->n_pages);
-    CHECK(pool->n_refs[page] > 0);
-    if (--pool->n_refs[page] > 0) {
-        pool->n_idle += pool->is_cached[page] && pool->n_refs[page] == 1;
-        return;
-    }
-    CHECK(!pool->is_cached[page]);
-    pool->free_pages[pool->n_free++] = page;
+    CHECK(pool->n_refs[page] > pool->n_cached[page]);
+    if (--pool->n_refs[page] == 0)
+        pool->free_pages[pool->n_free++] = page;
+    pool->n_idle += is_idle(pool, page);
 }
 
 void kv_pool_set_reclaim(struct kv_pool *pool, bool (*fn)(void *arg), void *arg)
@@ -77,18 +78,19 @@ void kv_pool_set_reclaim(struct kv_pool *pool, bool (*fn)(void *arg), void *arg)
 
 void kv_pool_cache(struct kv_pool *pool, int32_t page)
 {
-    CHECK(!pool->is_cached[page]);
     kv_pool_share(pool, page);
-    pool->is_cached[page] = true;
+    pool->n_cached[page]++;
+    pool->n_idle += is_idle(pool, page);
 }
 
 void kv_pool_uncache(struct kv_pool *pool, int32_t page)
 {
-    CHECK(pool->is_cached[page]);
-    if (pool->n_refs[page] == 1)
-        pool->n_idle--;
-    pool->is_cached[page] = false;
-    kv_pool_give(pool, page);
+    CHECK(pool->n_cached[page] > 0);
+    pool->n_idle -= is_idle(pool, page);
+    pool->n_cached[page]--;
+    if (--pool->n_refs[page] == 0)
+        pool->free_pages[pool->n_free++] = page;
+    pool->n_idle += is_idle(pool, page);
 }
 
 void kv_pool_shuffle(struct kv_pool *pool, uint64_t seed)

@@ -4,8 +4,8 @@
  * A page serves any head of any layer. The pool knows numbers only; the memory is the backend's.
  * Engine thread only. Always: pages free + pages with a reference == n_pages.
  *
- * A cache may keep a page: it holds one reference, and while that is the only one the page is idle.
- * Idle pages count as room: when no page is free, the pool asks the cache to give some up.
+ * A cache may keep a page: while its references are the only ones the page is idle. Idle pages
+ * count as room: when no page is free, the pool asks the cache to give some up.
  */
 #ifndef KV_POOL_H
 #define KV_POOL_H
@@ -20,7 +20,7 @@ struct kv_pool { /* fields are private */
     int32_t *free_pages; /* [n_pages] a stack, n_free of them valid */
     int32_t *n_refs;     /* [n_pages] */
     int32_t n_idle;
-    bool *is_cached; /* [n_pages] */
+    int32_t *n_cached; /* [n_pages] of n_refs: the cache's */
     bool (*reclaim)(void *arg);
     void *reclaim_arg;
 };
@@ -43,7 +43,7 @@ static inline int32_t kv_pool_used(const struct kv_pool *pool)
 /* fn gives up idle pages, at least one; false when it has none. NULL: nobody caches. */
 void kv_pool_set_reclaim(struct kv_pool *pool, bool (*fn)(void *arg), void *arg);
 
-/* The cache takes a reference to a page that has one, or drops it. */
+/* The cache takes a reference to a page that has one, or drops one of its own. */
 void kv_pool_cache(struct kv_pool *pool, int32_t page);
 void kv_pool_uncache(struct kv_pool *pool, int32_t page);
 

@@ -160,28 +160,21 @@ static void put_shared(struct kv_slots *ks, int slot, const struct kv_shared *sh
     }
 }
 
-int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                        int64_t headroom, const struct kv_shared *shared)
+static bool has_seat(const struct kv_slots *ks, const struct kv_need *need)
+{
+    int order;
+
+    return ks->n_used < ks->n_slots && range_find(ks, need->n_pages_limit, &order) >= 0;
+}
+
+/* A slot without pages; has_seat() said that there is one. */
+static int seat(struct kv_slots *ks, const struct kv_need *need)
 {
     int n_heads = kv_shape_heads(&ks->shape);
     int n_windows = ks->shape.n_layers * ks->shape.n_heads;
-    int64_t n_shared = shared ? (int64_t)shared->n * n_heads : 0, table_at, base;
     int slot = 0, order;
+    int64_t table_at = range_find(ks, need->n_pages_limit, &order), base = table_at;
 
-    CHECK(n_tokens <= need->n_limit);
-    if (!need->growable)
-        n_tokens = need->n_limit;
-    if (ks->n_used == ks->n_slots)
-        return ERR_NO_ROOM;
-    table_at = range_find(ks, need->n_pages_limit, &order);
-    if (table_at < 0)
-        return ERR_NO_ROOM;
-    hold_shared(ks, shared, true);
-    if (!kv_pool_has_room(&ks->pool,
-                          kv_need_pages(need, &ks->shape, n_tokens) - n_shared + headroom)) {
-        hold_shared(ks, shared, false);
-        return ERR_NO_ROOM;
-    }
     while (ks->slots[slot].used)
         slot++;
     memmove(&ks->by_table[order + 1], &ks->by_table[order],
@@ -195,7 +188,6 @@ int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t
                                        .n_limit = need->n_limit,
                                        .table_at = table_at,
                                        .table_len = need->n_pages_limit};
-    base = table_at;
     for (int i = 0; i < n_heads; i++) {
         size_t at = (size_t)slot * n_heads + i;
 
@@ -207,8 +199,99 @@ int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t
     CHECK(base == table_at + need->n_pages_limit);
     memcpy(&ks->window[(size_t)slot * n_windows], need->window,
            (size_t)n_windows * sizeof(*ks->window));
+    return slot;
+}
+
+int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                        int64_t headroom, const struct kv_shared *shared)
+{
+    int64_t n_shared = shared ? (int64_t)shared->n * kv_shape_heads(&ks->shape) : 0;
+    int slot;
+
+    CHECK(n_tokens <= need->n_limit);
+    if (!need->growable)
+        n_tokens = need->n_limit;
+    if (!has_seat(ks, need))
+        return ERR_NO_ROOM;
+    hold_shared(ks, shared, true);
+    if (!kv_pool_has_room(&ks->pool,
+                          kv_need_pages(need, &ks->shape, n_tokens) - n_shared + headroom)) {
+        hold_shared(ks, shared, false);
+        return ERR_NO_ROOM;
+    }
+    slot = seat(ks, need);
     put_shared(ks, slot, shared);
     take_pages(ks, slot, n_tokens);
+    return slot;
+}
+
+/* Adds or drops the references that kv_slot_take_copied() promises; returns the shared pages. */
+static int64_t hold_copied(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                           const int32_t *pages, bool hold)
+{
+    int page_entries = ks->shape.page_entries;
+    int64_t n_shared = 0;
+
+    for (int i = 0; i < kv_shape_heads(&ks->shape); i++) {
+        int64_t held = kv_geom_pages(need->geom[i], n_tokens, page_entries);
+
+        for (int64_t p = 0; p < held; p++) {
+            if (hold)
+                kv_pool_share(&ks->pool, *pages++);
+            else
+                kv_pool_give(&ks->pool, *pages++);
+            n_shared +=
+                kv_geom_page_is_final(need->geom[i], p, n_tokens, need->n_limit, page_entries);
+        }
+    }
+    return n_shared;
+}
+
+/* The slot's first pages: held ones that are final, and places for copies of the others. */
+static void put_copied(struct kv_slots *ks, int slot, int32_t n_tokens, const int32_t *pages,
+                       struct kv_copies *copies)
+{
+    int n_heads = kv_shape_heads(&ks->shape), page_entries = ks->shape.page_entries;
+    struct kv_slot *s = &ks->slots[slot];
+
+    for (int i = 0; i < n_heads; i++) {
+        size_t at = (size_t)slot * n_heads + i;
+        int64_t held = kv_geom_pages(ks->geom[at], n_tokens, page_entries);
+
+        for (int64_t p = 0; p < held; p++, pages++) {
+            int32_t page = *pages;
+
+            if (kv_geom_page_is_final(ks->geom[at], p, n_tokens, s->n_limit, page_entries)) {
+                s->n_shared++;
+            } else {
+                page = kv_pool_take(&ks->pool);
+                kv_copies_add(copies, *pages, page);
+            }
+            ks->page_table[ks->head_base[at] + p] = page;
+        }
+        ks->head_pages[at] = (int32_t)held;
+        s->n_pages += held;
+    }
+}
+
+int kv_slot_take_copied(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                        int64_t headroom, const int32_t *pages, struct kv_copies *copies)
+{
+    int64_t n_shared;
+    int slot;
+
+    CHECK(!need->growable);
+    CHECK(n_tokens <= need->n_limit);
+    if (!has_seat(ks, need))
+        return ERR_NO_ROOM;
+    n_shared = hold_copied(ks, need, n_tokens, pages, true);
+    if (!kv_pool_has_room(&ks->pool, need->n_pages_limit - n_shared + headroom)) {
+        hold_copied(ks, need, n_tokens, pages, false);
+        return ERR_NO_ROOM;
+    }
+    slot = seat(ks, need);
+    put_copied(ks, slot, n_tokens, pages, copies);
+    take_pages(ks, slot, need->n_limit);
     return slot;
 }
 

@@ -38,6 +38,18 @@ struct kv_shared {
     const int32_t *pages; /* [n, n_layers * n_kv_heads] */
 };
 
+/* Copies of whole pages, for the device to make. */
+struct kv_copies {
+    int32_t *src, *dst; /* [n] */
+    int32_t n;
+};
+
+static inline void kv_copies_add(struct kv_copies *c, int32_t src, int32_t dst)
+{
+    c->src[c->n] = src;
+    c->dst[c->n++] = dst;
+}
+
 struct kv_slot {
     bool used, growable;
     bool geom_dirty, table_dirty; /* not yet on the device */
@@ -87,6 +99,15 @@ static inline int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, 
 {
     return kv_slot_take_shared(ks, need, n_tokens, headroom, NULL);
 }
+
+/*
+ * Seats a sequence that holds all its pages from the start and begins with n_tokens that others
+ * computed; pages has those of each head, head after head. Pages that will not be written again are
+ * shared. For the others the slot has pages of its own: the copies are added to *copies, and each
+ * source gets a reference, which is the caller's to drop.
+ */
+int kv_slot_take_copied(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
+                        int64_t headroom, const int32_t *pages, struct kv_copies *copies);
 
 /* Makes room for n_tokens in all. False, with nothing changed, when the pool has not enough. */
 bool kv_slot_grow(struct kv_slots *ks, int slot, int32_t n_tokens);

@@ -112,11 +112,9 @@ static void drop(struct prefix_cache *c, int32_t node)
     c->n_nodes--;
 }
 
-/* The pool's call for pages: the oldest node that nobody uses. False: there is none. */
-static bool drop_oldest(void *arg)
+/* The oldest node that nobody uses. False: there is none. */
+static bool drop_oldest_node(struct prefix_cache *c)
 {
-    struct prefix_cache *c = arg;
-
     for (int32_t node = c->oldest; node >= 0; node = c->nodes[node].newer) {
         if (c->nodes[node].n_children == 0 && is_idle(c, node)) {
             drop(c, node);
@@ -124,6 +122,14 @@ static bool drop_oldest(void *arg)
         }
     }
     return false;
+}
+
+/* The pool's call for pages. */
+static bool drop_oldest(void *arg)
+{
+    struct prefix_cache *c = arg;
+
+    return drop_oldest_node(c) || kv_snapshots_drop_oldest(&c->snapshots);
 }
 
 int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tokens,
@@ -152,6 +158,11 @@ int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tok
         prefix_cache_release(c);
         return err_set(err, ERR_NO_ROOM, "prefix cache: no memory for %d nodes", c->n_nodes_max);
     }
+    if (kv_snapshots_init(&c->snapshots, kv, err) < 0) {
+        c->kv = NULL;
+        prefix_cache_release(c);
+        return ERR_NO_ROOM;
+    }
     memset(c->table, 0xff, (size_t)c->n_table * sizeof(*c->table));
     for (int32_t i = c->n_nodes_max - 1; i >= 0; i--) {
         c->nodes[i].newer = c->free_node;
@@ -170,18 +181,19 @@ void prefix_cache_release(struct prefix_cache *c)
     free(c->pages);
     free(c->hit_pages);
     free(c->table);
+    kv_snapshots_release(&c->snapshots);
     *c = (struct prefix_cache){0};
 }
 
 bool prefix_cache_suits(const struct kv_shape *shape, const struct kv_need *need)
 {
-    for (int i = 0; i < kv_shape_heads(shape); i++) {
+    for (int i = 0; need->growable && i < kv_shape_heads(shape); i++) {
         /* With a sink of whole pages the index of a position is the position, until the ring wraps.
          */
         if (need->geom[i].n_sink % KV_TILE)
             return false;
     }
-    return need->growable;
+    return true;
 }
 
 struct prefix_hit prefix_cache_find(struct prefix_cache *c, struct prefix_key key,
@@ -255,4 +267,5 @@ void prefix_cache_count_refs(const struct prefix_cache *c, int32_t *refs)
         for (int h = 0; h < c->n_heads; h++)
             refs[pages_of(c, node)[h]]++;
     }
+    kv_snapshots_count_refs(&c->snapshots, refs);
 }

@@ -20,6 +20,7 @@
 #define PREFIX_CACHE_H
 
 #include "engine/kv/kv_slot.h"
+#include "engine/kv/kv_snapshot.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,11 +29,6 @@ struct err;
 
 #define PREFIX_NONE    (-1) /* no node: before the first page */
 #define PREFIX_FOREIGN (-2) /* the page is known, but as another's: nothing goes behind it */
-
-/* What must be equal besides the tokens: spans, salt. All zero is a key too. */
-struct prefix_key {
-    uint64_t a, b;
-};
 
 struct prefix_node;
 
@@ -45,7 +41,8 @@ struct prefix_cache { /* fields are private */
     int32_t *table;  /* [n_table] first node of a hash, -1: none */
     int32_t n_table;
     int32_t free_node, newest, oldest;
-    int32_t *hit_pages; /* [n_nodes_max, n_heads] of the last prefix_cache_find() */
+    int32_t *hit_pages;            /* [n_nodes_max, n_heads] of the last prefix_cache_find() */
+    struct kv_snapshots snapshots; /* of sequences that cannot share page by page; public */
 };
 
 /*
@@ -56,7 +53,9 @@ int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tok
                       struct err *err);
 void prefix_cache_release(struct prefix_cache *c);
 
-/* Can a sequence of this need share pages at all? Each page must hold the positions of its number.
+/*
+ * Can a sequence of this need share what it computes? If it grows, then as pages, each of which
+ * must hold the positions of its number; else as snapshots.
  */
 bool prefix_cache_suits(const struct kv_shape *shape, const struct kv_need *need);
 
@@ -81,7 +80,7 @@ int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t 
 /* Drops everything that no sequence uses: for tests, and before the pages are counted. */
 void prefix_cache_clear(struct prefix_cache *c);
 
-/* For kv_sweep: references of the tree to each page. */
+/* For kv_sweep: references of tree and snapshots to each page. */
 void prefix_cache_count_refs(const struct prefix_cache *c, int32_t *refs);
 
 #endif

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PAGE      16
 #define MAX_LEN   120
@@ -215,6 +216,299 @@ START_TEST(prefix_cache__samples_share_their_prompt)
 }
 END_TEST
 
+/*
+ * Under plans that drop tokens. Prompts are all longer than what some head keeps, so that none of
+ * them shares page by page.
+ */
+#define LONG_MIN 200
+#define LONG_MAX 330
+
+static const struct {
+    const char *plan, *length;
+    int n_trees;
+} plans[] = {
+    {"mixed", "300", 80},
+    {"uniform:0.5", "300", 40},
+    {"streaming:64,64", "request", 40},
+    {"streaming:5,90", "request", 40},
+    {"streaming:0,100", "request", 20},
+};
+
+static char plan_path[64];
+
+/* A rule of its own for every head: dense, at the floor, and in between. */
+static void write_plan(int n_layers, int n_heads)
+{
+    static const int alphas[] = {0, 0, 64, -32}, betas[] = {100, 0, 30, 80};
+    FILE *f;
+    int fd;
+
+    snprintf(plan_path, sizeof(plan_path), "/tmp/spand-plan-XXXXXX");
+    fd = mkstemp(plan_path);
+    ck_assert_int_ge(fd, 0);
+    f = fdopen(fd, "w");
+    for (int k = 0; k < 2; k++) {
+        fputs(k ? "], \"betas\": [" : "{\"alphas\": [", f);
+        for (int i = 0; i < n_layers * n_heads; i++) {
+            fputs(i % n_heads ? ", " : i ? ", [" : "[", f);
+            fprintf(f, "%g", k ? betas[i * 7 % 4] / 100.0 : alphas[i * 7 % 4]);
+            if (i % n_heads == n_heads - 1)
+                fputs("]", f);
+        }
+    }
+    fputs("]}", f);
+    fclose(f);
+}
+
+static struct engine *open_planned(const char *cache, const char *memory, const char *plan,
+                                   const char *length, const char *run_ahead)
+{
+    const char *flags[] = {cache,
+                           "--model",
+                           test_path(model_dir),
+                           "--kv-memory",
+                           memory,
+                           "--page-entries",
+                           "16",
+                           "--weights",
+                           "random",
+                           "--threads",
+                           "1",
+                           "--kv-sweep-steps",
+                           "1",
+                           "--chunk-tokens",
+                           "75",
+                           "--max-batch",
+                           "4",
+                           "--device",
+                           "cpu",
+                           "--run-ahead",
+                           run_ahead,
+                           "--plan",
+                           strcmp(plan, "mixed") ? plan : plan_path,
+                           "--plan-length",
+                           length,
+                           NULL};
+    struct engine *e = engine_fixture_open(flags, NULL);
+
+    ck_assert_ptr_nonnull(e);
+    return e;
+}
+
+struct long_prompt {
+    int32_t ids[LONG_MAX];
+    int n;
+};
+
+static void grow_long_tree(struct long_prompt *p, int n, uint64_t tree, int vocab_size)
+{
+    for (int i = 0; i < n; i++) {
+        int from = i ? draw(tree, i) : 0, keep = i ? draw(tree, p[from].n + 1) : 0;
+
+        memcpy(p[i].ids, p[from].ids, (size_t)keep * sizeof(*p[i].ids));
+        p[i].n = keep > LONG_MIN ? keep : LONG_MIN;
+        p[i].n += draw(tree, LONG_MAX + 1 - p[i].n);
+        for (int k = keep; k < p[i].n; k++)
+            p[i].ids[k] = 10 + draw(tree, draw(tree, 2) ? 2 : vocab_size - 10);
+    }
+}
+
+/* The model of the snapshots of a tree: where each prompt leaves one, and what the next one finds.
+ */
+struct known {
+    const struct long_prompt *of;
+    int n;
+};
+
+static int same_tokens(const struct long_prompt *a, const struct long_prompt *b, int most)
+{
+    int n = 0;
+
+    while (n < most && a->ids[n] == b->ids[n])
+        n++;
+    return n;
+}
+
+static int add_known(struct known *known, int n_known, const struct long_prompt *p, int n)
+{
+    for (int i = 0; i < n_known; i++) {
+        if (known[i].n == n && same_tokens(known[i].of, p, n) == n)
+            return n_known;
+    }
+    known[n_known] = (struct known){p, n};
+    return n_known + 1;
+}
+
+/* Returns the cached tokens of p, and adds what p leaves behind. */
+static int look_up(struct known *known, int *n_known, const struct long_prompt *p)
+{
+    int last = (p->n - 1) / PAGE * PAGE, found = 0, parts = 0;
+
+    for (int i = 0; i < *n_known; i++) {
+        int most = known[i].n < last ? known[i].n : last;
+        int same = same_tokens(known[i].of, p, most);
+
+        if (same == known[i].n && same > found)
+            found = same;
+        if (same / PAGE * PAGE > parts)
+            parts = same / PAGE * PAGE;
+    }
+    if (parts > found)
+        *n_known = add_known(known, *n_known, p, parts);
+    if (last > found)
+        *n_known = add_known(known, *n_known, p, last);
+    return found;
+}
+
+static struct engine_request long_request(const struct long_prompt *p, struct collected *c,
+                                          const char *salt)
+{
+    struct prompt none = {.n = 1};
+    struct engine_request req = request_of(&none, c);
+
+    req.prompt = p->ids;
+    req.n_prompt = p->n;
+    req.cache_salt = salt;
+    return req;
+}
+
+/* Ids and logprobs with and without, and what was found, over trees of long prompts. */
+START_TEST(prefix_cache__keeps_what_rings_held)
+{
+    static struct long_prompt prompts[N_PROMPTS];
+    struct engine *plain, *cached;
+    int vocab_size;
+    int64_t n_found = 0;
+
+    write_plan(3, 4);
+    plain = open_planned("--no-prefix-cache", "64MiB", plans[_i].plan, plans[_i].length, "off");
+    cached = open_planned("--prefix-cache", "64MiB", plans[_i].plan, plans[_i].length,
+                          _i % 2 ? "on" : "off");
+    vocab_size = engine_get_info(plain)->vocab_size;
+    for (uint64_t tree = 0; tree < (uint64_t)plans[_i].n_trees; tree++) {
+        struct known known[2 * N_PROMPTS];
+        int n_known = 0;
+        char salt[24];
+
+        grow_long_tree(prompts, N_PROMPTS, tree, vocab_size);
+        snprintf(salt, sizeof(salt), "tree %d", (int)tree);
+        for (int i = 0; i < N_PROMPTS; i++) {
+            struct collected want, got;
+            struct engine_request req = long_request(&prompts[i], NULL, salt);
+            int n_cached = look_up(known, &n_known, &prompts[i]);
+
+            ck_assert(engine_fixture_run(plain, &req, &want));
+            ck_assert(engine_fixture_run(cached, &req, &got));
+            ck_assert_msg(collected_same(&want, &got), "tree %d, prompt %d, %d cached", (int)tree,
+                          i, got.n_cached_tokens);
+            ck_assert_msg(got.n_cached_tokens == n_cached,
+                          "tree %d, prompt %d of %d tokens: %d cached, want %d", (int)tree, i,
+                          prompts[i].n, got.n_cached_tokens, n_cached);
+            n_found += got.n_cached_tokens;
+            collected_release(&want);
+            collected_release(&got);
+        }
+    }
+    ck_assert_int_ge(n_found, 600 * plans[_i].n_trees);
+    engine_close(plain);
+    engine_close(cached);
+    unlink(plan_path);
+}
+END_TEST
+
+/* All prompts of a tree at once, in pools that hold one and a half or many of them. */
+START_TEST(prefix_cache__gives_up_snapshots_under_pressure)
+{
+    static const char *const memories[] = {"2MiB", "192KiB", "112KiB"};
+    static struct long_prompt prompts[N_PROMPTS];
+    struct engine *plain, *cached;
+    struct engine_stats stats;
+
+    write_plan(3, 4);
+    plain = open_planned("--no-prefix-cache", "64MiB", "mixed", "300", "off");
+    cached = open_planned("--prefix-cache", memories[_i], "mixed", "300", "on");
+    for (uint64_t tree = 2000; tree < 2012; tree++) {
+        struct collected want[N_PROMPTS], got[N_PROMPTS];
+
+        grow_long_tree(prompts, N_PROMPTS, tree, engine_get_info(plain)->vocab_size);
+        for (int i = 0; i < N_PROMPTS; i++) {
+            struct engine_request req = long_request(&prompts[i], &want[i], NULL);
+            struct err err = {0};
+            uint64_t id;
+
+            ck_assert(engine_fixture_run(plain, &req, &want[i]));
+            collected_init(&got[i]);
+            req.user = &got[i];
+            ck_assert_msg(engine_submit(cached, &req, &id, &err) == 0, "%s", err.msg);
+            if (i % 5 == 4)
+                engine_cancel(cached, id);
+        }
+        for (int i = 0; i < N_PROMPTS; i++) {
+            ck_assert(engine_fixture_wait(cached, &got[i], 60));
+            ck_assert_msg(got[i].finish == FINISH_CANCELED || collected_same(&want[i], &got[i]),
+                          "tree %d, prompt %d", (int)tree, i);
+            collected_release(&want[i]);
+            collected_release(&got[i]);
+        }
+    }
+    engine_get_stats(cached, &stats);
+    ck_assert_int_eq(stats.pages_used, 0);
+    ck_assert_int_lt(stats.n_prefix_found, stats.n_prefix_asked);
+    if (_i == 0)
+        ck_assert_int_gt(stats.n_prefix_found, 0);
+    engine_close(plain);
+    engine_close(cached);
+    unlink(plan_path);
+}
+END_TEST
+
+/* Samples of a prompt compute it once, and questions behind one text compute the text once. */
+START_TEST(prefix_cache__prompts_sent_together_share_under_a_plan)
+{
+    struct engine *e = open_planned("--prefix-cache", "64MiB", "streaming:5,90", "request", "on");
+    static struct long_prompt p[4];
+    struct collected c[4];
+    struct engine_stats before, after;
+
+    for (int turn = 0; turn < 2; turn++) {
+        int shared = turn ? 192 : 240; /* another text of 200 tokens; all but the last 10 */
+        int64_t n_computed = 0;
+
+        grow_long_tree(p, 1, 99 + (uint64_t)turn, engine_get_info(e)->vocab_size);
+        p[0].n = 250;
+        for (int k = LONG_MIN; k < p[0].n; k++)
+            p[0].ids[k] = 20;
+        for (int i = 1; i < 4; i++) {
+            p[i] = p[0];
+            for (int k = 200; turn && k < p[i].n; k++)
+                p[i].ids[k] = 20 + i;
+        }
+        engine_get_stats(e, &before);
+        for (int i = 0; i < 4; i++) {
+            struct engine_request req = long_request(&p[i], &c[i], NULL);
+            struct err err = {0};
+            uint64_t id;
+
+            collected_init(&c[i]);
+            req.sampling.sample_idx = (uint32_t)i;
+            ck_assert_int_eq(engine_submit(e, &req, &id, &err), 0);
+        }
+        for (int i = 0; i < 4; i++) {
+            ck_assert(engine_fixture_wait(e, &c[i], 60));
+            n_computed += p[i].n - c[i].n_cached_tokens;
+            collected_release(&c[i]);
+        }
+        engine_get_stats(e, &after);
+        ck_assert_int_eq(after.prompt_tokens - before.prompt_tokens, n_computed);
+        /* The first of a turn may have run ahead before the others were seen. */
+        ck_assert_int_le(n_computed, 2 * p[0].n + 3 * (p[0].n - shared));
+    }
+    engine_get_stats(e, &after);
+    ck_assert_int_eq(after.pages_used, 0);
+    engine_close(e);
+}
+END_TEST
+
 /* Another salt, another tree. */
 START_TEST(prefix_cache__keeps_salts_apart)
 {
@@ -282,6 +576,10 @@ TEST_SUITE(prefix_cache)
     tcase_add_test(tc, prefix_cache__gives_what_computing_gives);
     tcase_add_test(tc, prefix_cache__gives_up_pages_under_pressure);
     tcase_add_test(tc, prefix_cache__samples_share_their_prompt);
+    tcase_add_loop_test(tc, prefix_cache__keeps_what_rings_held, 0,
+                        (int)(sizeof(plans) / sizeof(plans[0])));
+    tcase_add_loop_test(tc, prefix_cache__gives_up_snapshots_under_pressure, 0, 3);
+    tcase_add_test(tc, prefix_cache__prompts_sent_together_share_under_a_plan);
     tcase_add_test(tc, prefix_cache__keeps_salts_apart);
     tcase_add_test(tc, prefix_cache__builds_on_no_page_of_others);
 }

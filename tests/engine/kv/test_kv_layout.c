@@ -147,6 +147,40 @@ START_TEST(kv_layout__room_is_the_inverse_of_pages)
 }
 END_TEST
 
+/* A final page is written by none of the positions to come, and full pages of heads that keep all
+ * are final. */
+START_TEST(kv_layout__final_pages_are_not_written_again)
+{
+    static const struct kv_geom geoms[] = {{0, KV_RING_DENSE, 0}, {64, 64, 1}, {64, 192, 1},
+                                           {5, 128, 0},           {0, 64, 0},  {100, 64, 0}};
+    int n_final = 0, n_shared = 0;
+
+    for (size_t k = 0; k < sizeof(geoms) / sizeof(geoms[0]); k++) {
+        struct kv_geom g = geoms[k];
+
+        for (int n = 1; n < 330; n += 7) {
+            for (int limit = n; limit < 400; limit += 31) {
+                for (int page = 0; page < kv_geom_pages(g, n, 16); page++) {
+                    bool is_final = kv_geom_page_is_final(g, page, n, limit, 16);
+                    bool is_written = false, is_full = (page + 1) * 16 <= n;
+
+                    for (int pos = n; pos < limit; pos++)
+                        is_written = is_written || kv_index_of(g, pos) / 16 == page;
+                    ck_assert_msg(!is_final || !is_written, "geom %zu, page %d at %d of %d", k,
+                                  page, n, limit);
+                    if (g.n_sink % KV_TILE == 0 && kv_geom_keeps_all(g, limit) && is_full)
+                        ck_assert(is_final);
+                    n_final += is_final;
+                    n_shared += is_final && limit > n && !kv_geom_keeps_all(g, limit);
+                }
+            }
+        }
+    }
+    ck_assert_int_gt(n_final, 1000);
+    ck_assert_int_gt(n_shared, 1000); /* sinks of heads that drop tokens */
+}
+END_TEST
+
 TEST_SUITE(kv_layout)
 {
     TCase *tc = test_case(suite, "core");
@@ -158,4 +192,5 @@ TEST_SUITE(kv_layout)
     tcase_add_test(tc, kv_layout__keeps_stream_windows_exact);
     tcase_add_test(tc, kv_layout__agrees_with_writing_token_by_token);
     tcase_add_test(tc, kv_layout__room_is_the_inverse_of_pages);
+    tcase_add_test(tc, kv_layout__final_pages_are_not_written_again);
 }
