@@ -306,7 +306,7 @@ static json_t *messages_to_json(const struct engine_message *messages, int n_mes
     for (int i = 0; list && i < n_messages; i++) {
         json_t *role = json_string(messages[i].role);
         json_t *content = json_stringn(messages[i].content, messages[i].content_len);
-        json_t *extra = messages[i].extra ? json_loads(messages[i].extra, 0, NULL) : NULL;
+        json_t *extra = messages[i].extra ? json_loads(messages[i].extra, JSON_ALLOW_NUL, NULL) : NULL;
         json_t *message = json_object();
 
         json_object_set_new(message, "role", role);
@@ -341,7 +341,7 @@ int engine_chat_tokenize(const struct engine *e, const struct engine_message *me
         rc = err_set(err, ERR_INVALID, "a message is not valid UTF-8");
         goto out;
     }
-    tools = tools_json ? json_loads(tools_json, 0, NULL) : NULL;
+    tools = tools_json ? json_loads(tools_json, JSON_ALLOW_NUL, NULL) : NULL;
     rc = chat_template_render(e->chat_template,
                               &(struct chat_args){.messages = list,
                                                   .tools = tools,

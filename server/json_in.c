@@ -7,8 +7,10 @@
 #include "server/api_error.h"
 
 #include <math.h>
+#include <string.h>
 
-#define EXACT_INT 9007199254740992.0 /* 2^53: below it a double holds every integer */
+#define PARSE_FLAGS (JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL)
+#define EXACT_INT   9007199254740992.0 /* 2^53: below it a double holds every integer */
 
 /* True when brackets outside strings nest deeper than max_depth. */
 static bool is_too_deep(const char *s, size_t len, int max_depth)
@@ -46,7 +48,10 @@ int json_in_parse(json_t **root, const char *body, size_t len, int max_depth, st
     if (is_too_deep(body, len, max_depth))
         return api_error_set(e, 400, NULL, NULL, "The body nests deeper than %d levels.",
                              max_depth);
-    v = json_loadb(body, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
+    v = json_loadb(body, len, PARSE_FLAGS, &je);
+    /* Integers beyond 64 bits are no fault of fields that nobody reads. */
+    if (!v && json_error_code(&je) == json_error_numeric_overflow)
+        v = json_loadb(body, len, PARSE_FLAGS | JSON_DECODE_INT_AS_REAL, &je);
     if (!v)
         return api_error_set(e, 400, NULL, NULL,
                              "The body is not valid JSON: %s (line %d, column %d).", je.text,
@@ -76,6 +81,13 @@ bool json_in_int(const json_t *v, int64_t *out)
         return false;
     *out = (int64_t)d;
     return true;
+}
+
+const char *json_in_word(const json_t *v)
+{
+    const char *s = json_string_value(v);
+
+    return s && strlen(s) == json_string_length(v) ? s : NULL;
 }
 
 const char *json_in_kind(const json_t *v)

@@ -20,6 +20,9 @@ static int set_grammar(struct openai_reader *r, const char *name, enum engine_gr
 {
     struct openai_grammar *g = &r->out->grammar;
 
+    if (memchr(text, '\0', len))
+        return api_error_set(r->e, 400, name, NULL, "'%s' must not hold the character U+0000.",
+                             name);
     if (g->field)
         return api_error_set(r->e, 400, name, NULL, "'%s' and '%s' cannot both be given.", g->field,
                              name);
@@ -84,7 +87,7 @@ int openai_read_choice(struct openai_reader *r, const char *name, const json_t *
 /* The name of a json_schema: letters, digits, _ and -, at most 64. */
 static bool is_name(const json_t *v)
 {
-    const char *s = json_string_value(v);
+    const char *s = json_in_word(v);
 
     return s && *s && strlen(s) <= MAX_NAME &&
            strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") ==
@@ -93,7 +96,7 @@ static bool is_name(const json_t *v)
 
 int openai_read_response_format(struct openai_reader *r, const char *name, const json_t *v)
 {
-    const char *type = json_string_value(json_object_get(v, "type"));
+    const char *type = json_in_word(json_object_get(v, "type"));
     const json_t *spec = json_object_get(v, "json_schema"), *schema;
 
     if (!json_is_object(v))

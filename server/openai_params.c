@@ -74,6 +74,11 @@ static int refuse_type(struct api_error *e, const char *name, const char *want, 
                          json_in_kind(v));
 }
 
+static int refuse_nul(struct api_error *e, const char *name)
+{
+    return api_error_set(e, 400, name, NULL, "'%s' must not hold the character U+0000.", name);
+}
+
 static int refuse_range(struct api_error *e, const struct field *f, const char *what)
 {
     if (f->max >= MAX_INT)
@@ -128,7 +133,7 @@ static int read_model(struct openai_reader *r, const char *name, const json_t *v
 {
     if (!json_is_string(v))
         return refuse_type(r->e, name, "a string", v);
-    if (strcmp(json_string_value(v), r->limits->model_id))
+    if (!json_in_word(v) || strcmp(json_string_value(v), r->limits->model_id))
         return api_error_set(r->e, 404, name, "model_not_found",
                              "The model '%.100s' does not exist; this server has '%s'.",
                              json_string_value(v), r->limits->model_id);
@@ -159,7 +164,9 @@ static int read_stop(struct openai_reader *r, const char *name, const json_t *v)
         if (json_string_length(item) > OPENAI_MAX_STOP_BYTES)
             return api_error_set(r->e, 400, name, NULL, "A stop string is longer than %d bytes.",
                                  OPENAI_MAX_STOP_BYTES);
-        stops[i] = json_string_value(item);
+        stops[i] = json_in_word(item);
+        if (!stops[i])
+            return refuse_nul(r->e, name);
     }
     r->out->sampling.stop = stops;
     r->out->sampling.n_stop = (int)n;
@@ -267,7 +274,9 @@ static int read_bad_words(struct openai_reader *r, const char *name, const json_
         if (json_string_length(word) == 0 || json_string_length(word) > OPENAI_MAX_WORD_BYTES)
             return api_error_set(r->e, 400, name, NULL, "Word %zu of '%s' must have 1 to %d bytes.",
                                  i, name, OPENAI_MAX_WORD_BYTES);
-        r->out->bad_words[i] = json_string_value(word);
+        r->out->bad_words[i] = json_in_word(word);
+        if (!r->out->bad_words[i])
+            return refuse_nul(r->e, name);
     }
     r->out->n_bad_words = (int)n;
     return 0;
@@ -300,13 +309,13 @@ static int read_cache_salt(struct openai_reader *r, const char *name, const json
 {
     if (!json_is_string(v) || json_string_length(v) == 0)
         return refuse_type(r->e, name, "a string that is not empty", v);
-    r->out->cache_salt = json_string_value(v);
-    return 0;
+    r->out->cache_salt = json_in_word(v);
+    return r->out->cache_salt ? 0 : refuse_nul(r->e, name);
 }
 
 static int read_encoding(struct openai_reader *r, const char *name, const json_t *v)
 {
-    const char *format = json_string_value(v);
+    const char *format = json_in_word(v);
 
     if (!format)
         return refuse_type(r->e, name, "a string", v);
@@ -372,19 +381,19 @@ static bool means_nothing(const json_t *v)
 
 static bool is_none(const json_t *v)
 {
-    return json_is_string(v) && !strcmp(json_string_value(v), "none");
+    return json_in_word(v) && !strcmp(json_in_word(v), "none");
 }
 
 static bool is_only_text(const json_t *v)
 {
-    const char *first = json_string_value(json_array_get(v, 0));
+    const char *first = json_in_word(json_array_get(v, 0));
 
     return json_array_size(v) == 1 && first && !strcmp(first, "text");
 }
 
 static bool is_auto_or_none(const json_t *v)
 {
-    return is_none(v) || (json_is_string(v) && !strcmp(json_string_value(v), "auto"));
+    return is_none(v) || (json_in_word(v) && !strcmp(json_in_word(v), "auto"));
 }
 
 /* Not built, and the answer would differ: refused, unless harmless() says that nothing is asked. */

@@ -117,7 +117,7 @@ static int read_parts(struct openai_reader *r, const json_t *parts, struct engin
 
     for (size_t i = 0; i < json_array_size(parts); i++) {
         const json_t *part = json_array_get(parts, i);
-        const char *type = json_string_value(json_object_get(part, "type"));
+        const char *type = json_in_word(json_object_get(part, "type"));
         const json_t *body = json_object_get(part, "text");
 
         if (!type || strcmp(type, "text") || !json_is_string(body)) {
@@ -158,8 +158,9 @@ static const char *known_role(const char *role)
 static int read_message(struct openai_reader *r, size_t i, const json_t *v,
                         struct engine_message *out)
 {
-    const char *role = json_string_value(json_object_get(v, "role"));
+    const char *role = json_in_word(json_object_get(v, "role"));
     const json_t *content = json_object_get(v, "content");
+    const json_t *call = json_object_get(v, "function_call");
 
     if (!json_is_object(v))
         return api_error_set(r->e, 400, "messages", NULL, "Message %zu is %s, not an object.", i,
@@ -168,7 +169,7 @@ static int read_message(struct openai_reader *r, size_t i, const json_t *v,
     if (!out->role)
         return api_error_set(r->e, 400, "messages", NULL,
                              "Message %zu has the unknown role '%.40s'.", i, role ? role : "");
-    if (json_is_object(json_object_get(v, "function_call")))
+    if (call && !json_is_null(call))
         return api_error_set(r->e, 400, "messages", "unsupported_parameter",
                              "Message %zu holds a function_call; this server knows tool_calls.", i);
     if (openai_read_calls(r, i, v, out) < 0)

@@ -24,7 +24,7 @@ static const json_t *function_of(const json_t *tool)
 
 static const char *name_of(const json_t *tool)
 {
-    return json_string_value(json_object_get(function_of(tool), "name"));
+    return json_in_word(json_object_get(function_of(tool), "name"));
 }
 
 static bool is_function_name(const char *s)
@@ -42,7 +42,7 @@ int openai_read_tools(struct openai_reader *r, const char *name, const json_t *v
     for (size_t i = 0; i < json_array_size(v); i++) {
         const json_t *tool = json_array_get(v, i);
         const json_t *parameters = json_object_get(function_of(tool), "parameters");
-        const char *type = json_string_value(json_object_get(tool, "type"));
+        const char *type = json_in_word(json_object_get(tool, "type"));
 
         if (!type || strcmp(type, "function"))
             return api_error_set(r->e, 400, name, NULL, "Tool %zu is not of type \"function\".", i);
@@ -61,7 +61,7 @@ int openai_read_tools(struct openai_reader *r, const char *name, const json_t *v
 int openai_read_tool_choice(struct openai_reader *r, const char *name, const json_t *v)
 {
     static const char *const words[] = {"none", "auto", "required"};
-    const char *word = json_string_value(v);
+    const char *word = json_in_word(v);
 
     for (int i = 0; word && i < 3; i++) {
         if (!strcmp(word, words[i])) {
@@ -90,7 +90,7 @@ static void move_refs(json_t *v, const char *to)
         json_array_foreach(v, i, member) move_refs(member, to);
         return;
     }
-    ref = json_string_value(json_object_get(v, "$ref"));
+    ref = json_in_word(json_object_get(v, "$ref"));
     if (ref && *ref == '#') {
         struct strbuf moved = STRBUF_INIT;
 
@@ -188,13 +188,26 @@ static json_t *call_for_template(const json_t *call)
 {
     json_t *copy = json_deep_copy(call);
     json_t *function = json_object_get(copy, "function");
-    const char *text = json_string_value(json_object_get(function, "arguments"));
+    const char *text = json_in_word(json_object_get(function, "arguments"));
     json_t *parsed = text ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
 
     if (json_is_object(parsed))
         json_object_set(function, "arguments", parsed);
     json_decref(parsed);
     return copy;
+}
+
+/* Ids and types that are left out are no news to a template. */
+static bool is_call(const json_t *call)
+{
+    const json_t *id = json_object_get(call, "id"), *type = json_object_get(call, "type");
+
+    if (id && !json_is_null(id) && !json_is_string(id))
+        return false;
+    if (type && !json_is_null(type) &&
+        (!json_in_word(type) || strcmp(json_in_word(type), "function")))
+        return false;
+    return name_of(call) && json_is_string(json_object_get(function_of(call), "arguments"));
 }
 
 int openai_read_calls(struct openai_reader *r, size_t i, const json_t *message,
@@ -206,13 +219,17 @@ int openai_read_calls(struct openai_reader *r, size_t i, const json_t *message,
     char *text = NULL;
     int rc = 0;
 
+    if (calls && !json_is_array(calls) && !json_is_null(calls))
+        rc = api_error_set(r->e, 400, "messages", NULL,
+                           "The tool_calls of message %zu must be an array, not %s.", i,
+                           json_in_kind(calls));
     for (size_t k = 0; k < json_array_size(calls) && rc == 0; k++) {
         const json_t *call = json_array_get(calls, k);
 
-        if (!name_of(call) || !json_is_string(json_object_get(function_of(call), "arguments")))
+        if (!is_call(call))
             rc = api_error_set(r->e, 400, "messages", NULL,
-                               "Tool call %zu of message %zu must have a function with a name and "
-                               "arguments, which are a string.",
+                               "Tool call %zu of message %zu must be of type \"function\", with an "
+                               "id, and a function with a name and arguments, all strings.",
                                k, i);
         else
             json_array_append_new(list, call_for_template(call));
@@ -224,6 +241,10 @@ int openai_read_calls(struct openai_reader *r, size_t i, const json_t *message,
 
         if (json_is_string(v))
             json_object_set(extra, names[k], (json_t *)v);
+        else if (v && !json_is_null(v) && rc == 0)
+            rc = api_error_set(r->e, 400, "messages", NULL,
+                               "The %s of message %zu must be a string, not %s.", names[k], i,
+                               json_in_kind(v));
     }
     if (rc == 0 && json_object_size(extra)) {
         text = json_dumps(extra, JSON_COMPACT);

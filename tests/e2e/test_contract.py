@@ -252,3 +252,24 @@ def test_other_methods_are_405_with_allow(daemon, path):
         status, headers, data = daemon.request(method, path)
         assert status == 405 and headers["allow"] == ALLOWED[path]
         assert json.loads(data)["error"]["type"] == "invalid_request_error"
+
+
+def test_text_may_hold_nul_and_words_may_not(daemon, model):
+    status, answer = daemon.post("/v1/completions", {
+        "model": model, "prompt": "a\0b", "max_tokens": 0, "echo": True, "logprobs": 0})
+    assert status == 200 and answer["choices"][0]["text"] == "a\0b"
+    assert "\0" in answer["choices"][0]["logprobs"]["tokens"]
+    status, answer = daemon.post("/tokenize", {
+        "messages": [{"role": "user", "content": "a\0b", "name": "\0"}], "return_token_strs": True})
+    assert status == 200 and "\0" in answer["token_strs"]
+    for field, value in (("stop", "a\0"), ("cache_salt", "a\0"), ("bad_words", ["\0"]), ("structured_outputs", {"regex": "\0"})):
+        status, answer = daemon.post("/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1, field: value})
+        assert status == 400 and answer["error"]["param"] == field, (field, answer)
+    assert daemon.post("/v1/completions", {"model": model + "\0", "prompt": "a"})[0] == 404
+
+
+def test_numbers_beyond_64_bits_are_ignored_where_nobody_reads_them(daemon, model):
+    body = {"model": model, "prompt": "a", "max_tokens": 1}
+    assert daemon.post("/v1/completions", {**body, "unknown": 10 ** 30})[0] == 200
+    status, answer = daemon.post("/v1/completions", {**body, "seed": 10 ** 30})
+    assert status == 400 and answer["error"]["param"] == "seed"

@@ -1,4 +1,4 @@
-"""The served description: valid, equal to the committed file, and true of real answers."""
+"""The served description: valid, equal to the committed file but for token ids, and true of real answers."""
 
 import json
 import os
@@ -13,7 +13,12 @@ def test_it_is_the_committed_file(daemon):
         committed = json.load(f)
     status, headers, data = daemon.get("/openapi.json")
     assert status == 200 and headers["content-type"] == "application/json"
-    assert json.loads(data) == committed
+    served = json.loads(data)
+    token_id = served["components"]["schemas"]["TokenId"]
+    most = token_id.pop("maximum")
+    assert daemon.post("/detokenize", {"tokens": [most]})[0] == 200
+    assert daemon.post("/detokenize", {"tokens": [most + 1]})[0] == 400
+    assert served == committed
 
 
 def test_answers_are_as_described(daemon, model):

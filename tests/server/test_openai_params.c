@@ -115,7 +115,7 @@ START_TEST(openai_params__refuses_what_is_no_object)
         {"{\"model\":\"m\",\"prompt\":\"x\"}{}", 400, "", NULL},
         {"\xef\xbb\xbf{\"model\":\"m\",\"prompt\":\"x\"}", 400, "", NULL},
         {"{\"model\":\"m\",\"model\":\"m\",\"prompt\":\"x\"}", 400, "", NULL},
-        {"{\"model\":\"m\",\"prompt\":\"a\\u0000b\"}", 400, "", NULL},
+        {"{\"model\":\"m\",\"prompt\":1e400}", 400, "", NULL},
         {"{\"model\":\"m\",\"prompt\":\"\\ud800\"}", 400, "", NULL},
         {"{\"model\":\"m\",\"prompt\":\"\xff\"}", 400, "", NULL},
         {"{\"model\":\"m\",\"prompt\":\"x\",\"a\\u0000b\":1}", 400, "", NULL},
