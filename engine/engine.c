@@ -306,7 +306,8 @@ static json_t *messages_to_json(const struct engine_message *messages, int n_mes
     for (int i = 0; list && i < n_messages; i++) {
         json_t *role = json_string(messages[i].role);
         json_t *content = json_stringn(messages[i].content, messages[i].content_len);
-        json_t *extra = messages[i].extra ? json_loads(messages[i].extra, JSON_ALLOW_NUL, NULL) : NULL;
+        json_t *extra =
+            messages[i].extra ? json_loads(messages[i].extra, JSON_ALLOW_NUL, NULL) : NULL;
         json_t *message = json_object();
 
         json_object_set_new(message, "role", role);

@@ -120,7 +120,7 @@ START_TEST(openai_params__refuses_what_is_no_object)
         {"{\"model\":\"m\",\"prompt\":\"\xff\"}", 400, "", NULL},
         {"{\"model\":\"m\",\"prompt\":\"x\",\"a\\u0000b\":1}", 400, "", NULL},
         {"{\"model\":\"m\",\"prompt\":\"x\",\"temperature\":1e400}", 400, "", NULL},
-        {"{\"model\":\"m\",\"prompt\":\"x\",\"seed\":9223372036854775808}", 400, "", NULL},
+        {"{\"model\":\"m\",\"prompt\":\"x\",\"seed\":9223372036854775808}", 400, "seed", NULL},
         {"{\"model\":\"m\",\"prompt\":\"x\",\"temperature\":NaN}", 400, "", NULL},
         {"{'model':'m'}", 400, "", NULL},
         {"[[[[[[[[[[[[]]]]]]]]]]]]", 400, "", NULL},
