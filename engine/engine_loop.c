@@ -88,6 +88,7 @@ static void sweep_pages(struct engine *e)
 
 static void tell_outside(struct engine *e)
 {
+    e->news_is_due = false;
     outbox_signal(&e->outbox);
     if (e->hooks.wake)
         e->hooks.wake(e->hooks.arg);
@@ -126,7 +127,8 @@ void *engine_loop(void *arg)
             sweep_pages(e);
             n_unswept = 0;
         }
-        if ((taken || ended) && outbox_n_listed(&e->outbox) > 0)
+        /* Tokens of a block are told together. */
+        if ((taken || ended) && e->news_is_due && outbox_n_listed(&e->outbox) > 0)
             tell_outside(e);
         if (ran)
             continue;

@@ -47,6 +47,7 @@ struct engine_step {
     struct sampler_results results;
     double *pooled;   /* host [max_batch, embedding_dim] by slot, or NULL */
     bool blocks_next; /* it must be taken before another is planned */
+    bool ends_blocks; /* the last phase of a Block Transformer's blocks; of other models any step */
     int64_t number;   /* the backend's */
     int64_t start_ns;
     int rc; /* < 0: it could not be queued, err says why */
@@ -96,6 +97,7 @@ struct engine {
     int run_ahead;                           /* how many may be when one is to be taken */
     bool use_graphs;
     int64_t step_end_ns; /* when the last one was taken */
+    bool news_is_due;    /* the outbox has what must not wait for the end of a block */
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */

@@ -75,6 +75,7 @@ static void let_go(struct engine *e, struct request *r)
     if (!r->start_ns)
         atomic_fetch_sub(&e->waiting_tokens, r->seq.n_prompt);
     stats_finished(&e->stats, r->finish);
+    e->news_is_due = true;
     request_tell(r, &e->outbox);
 }
 
@@ -203,7 +204,7 @@ static int compute(struct engine *e, struct engine_step *step, struct err *err)
 }
 
 /* What of the plan is needed when its results come. */
-static void keep(struct engine_step *step, const struct sched_step *plan)
+static void keep(struct engine_step *step, const struct sched_step *plan, int last_phase)
 {
     memcpy(step->items, plan->items, (size_t)plan->n_items * sizeof(*step->items));
     step->n_items = plan->n_items;
@@ -212,6 +213,7 @@ static void keep(struct engine_step *step, const struct sched_step *plan)
     step->n_prompt = plan->n_prompt;
     step->err = (struct err){0};
     step->blocks_next = false;
+    step->ends_blocks = plan->phase == last_phase;
     for (int i = 0; i < plan->n_items; i++) {
         const struct sched_item *item = &plan->items[i];
 
@@ -244,7 +246,7 @@ bool engine_step_queue(struct engine *e)
     batch_build(&e->batch, plan);
     add_logit_rows(e, plan);
     step = queued_step(e, e->n_queued);
-    keep(step, plan);
+    keep(step, plan, e->env.block ? e->env.block->block_len - 1 : 0);
     step->start_ns = start_ns;
     pthread_mutex_unlock(&e->mu);
     step->rc = compute(e, step, &step->err);
@@ -302,6 +304,7 @@ static int take_item(struct engine *e, const struct engine_step *step,
     enum finish_reason reason;
 
     take_prompt_logits(step, item, r);
+    e->news_is_due = e->news_is_due || step->ends_blocks || r->prompt_ready || !r->first_token_ns;
     if (!item->samples) {
         if (item->ends && r->embedding)
             request_take_pooled(r, step->pooled + (int64_t)item->slot * r->env->embedding_dim);

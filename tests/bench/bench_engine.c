@@ -51,6 +51,7 @@ struct step_log {
     pthread_mutex_t mu; /* guards all that follows */
     struct engine_stats last;
     int batch;   /* sequences that a counted step must have */
+    int per;     /* steps between two looks: a Block Transformer tells whole blocks */
     int n_steps; /* counted */
     int64_t wall_ns, device_ns, pages;
 };
@@ -81,8 +82,9 @@ static void on_wake(void *arg)
     }
     engine_get_stats(log->e, &now);
     if (log->batch && now.prompt_tokens == log->last.prompt_tokens &&
-        now.generation_tokens - log->last.generation_tokens == log->batch && log->last.n_steps) {
-        log->n_steps++;
+        now.generation_tokens - log->last.generation_tokens == (int64_t)log->batch * log->per &&
+        log->last.n_steps) {
+        log->n_steps += log->per;
         log->wall_ns += now.last_step_ns - log->last.last_step_ns;
         log->device_ns += now.device_ns - log->last.device_ns;
         /* Who ends with a step has given its pages back by now; earlier ones show them all. */
@@ -271,6 +273,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     n_prefill = (int)(total / chunk + total / chunk / 8 + 4);
     pthread_mutex_lock(&log->mu);
     log->batch = batch;
+    log->per = per;
     log->n_steps = 0;
     log->wall_ns = log->device_ns = log->pages = 0;
     pthread_mutex_unlock(&log->mu);

@@ -136,12 +136,37 @@ def test_inspect_counts_as_the_paper(shape, params, per_token):
     assert found["kv_bytes_per_seq"] == per_token * 2176  # 544 blocks, 34 pages a head
 
 
+@pytest.mark.parametrize("name, other", [
+    ("token_decoder.expansion_layer.bias", "token_decoder.expansion_layer.base"),
+    ("embedder.embeddings.weight", "embedder.embedding_.weight"),
+    ("block_decoder.gpt_neox.layers.1.mlp.dense_4h_to_h.weight",
+     "block_decoder.gpt_neox.layers.9.mlp.dense_4h_to_h.weight"),
+])
+def test_missing_parts_are_named(tmp_path, name, other):
+    make_dir(tmp_path, "neox_concat")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert weights.count(f'"{name}"'.encode()) == 1 and len(name) == len(other)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_bytes(
+        weights.replace(f'"{name}"'.encode(), f'"{other}"'.encode()))
+    result = run("generate", "--model", str(tmp_path), "--prompt", "a", "--max-tokens", "1",
+                 "--device", "cpu")
+    assert result.returncode != 0
+    assert f"tensor {name}: missing" in result.stderr.decode()
+
+
 @pytest.mark.parametrize("change, words", [
     ({"block_length": 5}, "5 tokens of hidden_size 4 side by side are 20 wide"),
     ({"block_length": 9}, "block_length is 9"),
     ({"vocab_size": 60}, "tensor embedder.embeddings.weight: shape [64,4], want [60,4]"),
     ({"n_prefix": 3}, "token_decoder.expansion_layer.weight: shape [32,16,1], want [48,16,1]"),
     ({"token_decoder": None}, "token_decoder is missing"),
+    ({"token_decoder": {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2,
+                        "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 63}},
+     "token_decoder: vocab_size is 63, the embedder's is 64"),
+    ({"token_decoder": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2,
+                        "num_attention_heads": 2, "intermediate_size": 24}},
+     "layers of different kinds"),
     ({"alignment": "right"}, "alignment is right, want left or left_pad"),
 ])
 def test_another_shape_is_refused_with_words(tmp_path, change, words):

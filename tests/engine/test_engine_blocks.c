@@ -61,7 +61,8 @@ static void make_dir(const char *variant)
     link_file(test_path("tests/fixtures/engine/tiny"), "tokenizer.json");
 }
 
-static struct engine *open_engine(const char *variant, const char *const *more)
+static struct engine *open_hooked(const char *variant, const char *const *more,
+                                  const struct engine_hooks *hooks)
 {
     const char *flags[40] = {"--model",   dir, "--device",         "cpu", "--dtype", "f32",
                              "--threads", "1", "--kv-sweep-steps", "1"};
@@ -71,9 +72,14 @@ static struct engine *open_engine(const char *variant, const char *const *more)
     make_dir(variant);
     for (; more && *more; more++)
         flags[n++] = *more;
-    e = engine_fixture_open(flags, NULL);
+    e = engine_fixture_open(flags, hooks);
     ck_assert_ptr_nonnull(e);
     return e;
+}
+
+static struct engine *open_engine(const char *variant, const char *const *more)
+{
+    return open_hooked(variant, more, NULL);
 }
 
 static void close_engine(struct engine *e)
@@ -487,6 +493,32 @@ START_TEST(engine_blocks__prompts_share_pages)
 }
 END_TEST
 
+static void count_wake(void *arg)
+{
+    ++*(int *)arg;
+}
+
+/* The tokens of a block are told at once, but for the first token of an answer and its end. */
+START_TEST(engine_blocks__tells_whole_blocks)
+{
+    int n_wakes = 0;
+    struct engine_hooks hooks = {.wake = count_wake, .arg = &n_wakes};
+    struct engine *e = open_hooked("neox_concat", NULL, &hooks);
+    struct golden g[N_GREEDY];
+    struct engine_request req;
+    struct collected c;
+
+    read_greedy(g, "neox_concat");
+    req = greedy(&g[5], 40);
+    ck_assert(engine_fixture_run(e, &req, &c));
+    check_tokens("neox_concat", &g[5], &c, 40);
+    collected_release(&c);
+    close_engine(e); /* joins the thread, and wakes once more */
+    /* A forced token and three drawn ones, 9 whole blocks, one token that ends it. */
+    ck_assert_int_eq(n_wakes, 2 + 9 + 1 + 1);
+}
+END_TEST
+
 /* The context is counted in tokens, and can be filled to the last one. */
 START_TEST(engine_blocks__fills_the_context)
 {
@@ -544,6 +576,7 @@ TEST_SUITE(engine_blocks)
     tcase_add_test(tc, engine_blocks__drawn_and_forced_tokens_agree);
     tcase_add_loop_test(tc, engine_blocks__scarce_pages_change_nothing, 0, 4);
     tcase_add_test(tc, engine_blocks__prompts_share_pages);
+    tcase_add_test(tc, engine_blocks__tells_whole_blocks);
     tcase_add_test(tc, engine_blocks__fills_the_context);
     tcase_add_test(tc, engine_blocks__refuses_what_is_not_built);
 }
