@@ -6,8 +6,8 @@
  *     C  16 outputs x 16 rows, f32
  *
  * Two by two tiles of C share their operands, 64 bytes of loads a cycle. A thread's item is up to
- * ITEM_ROWS rows of the weight, so that the packed rows, which lie in L3, pass by seldom enough: 8
- * bytes a cycle. FILL_K of their k at a time lie as tiles in L2, in two buffers: while one is
+ * ITEM_ROWS rows of the weight, so that the packed rows, which lie in L3, pass by seldom enough.
+ * FILL_K of their k at a time lie as tiles in L2, in two buffers: while one is
  * multiplied, the copy into the other goes on a few lines a step, so that weights arrive from
  * memory behind the arithmetic; the last block of an item fills the first of the thread's next.
  * Within a block, STEPS tiles of two groups of packed rows (16 KiB) stay in L1 while the item's
@@ -29,7 +29,7 @@
 #define FILL_TILES 16 /* tiles of k in a buffer */
 #define FILL_K     (FILL_TILES * TILE_K)
 #define STEPS      8   /* tiles of k between load and store of C */
-#define ITEM_ROWS  256 /* rows of weights of an item, gate and up together */
+#define ITEM_ROWS  128 /* rows of weights of an item, gate and up together */
 #define LEAST      32  /* outputs of the smallest items, for many threads */
 #define AHEAD      4   /* pieces of a copy between the wish for a line and its use */
 

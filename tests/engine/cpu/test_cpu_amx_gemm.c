@@ -224,7 +224,7 @@ static void check_case(const struct gemm_case *c)
 static const int row_counts[] = {1, 15, 16, 17, 47, 512};
 static const int inner_sizes[] = {1, 31, 33, 255, 256, 511, 513, 1000, 1536};
 static const int out_counts[] = {1, 63, 65, 128, 300};
-static const int grains[] = {32, 64, 128}; /* twice that when not gated */
+static const int grains[] = {16, 32, 64}; /* twice that when not gated */
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
@@ -282,7 +282,7 @@ START_TEST(cpu_amx_gemm__gives_the_same_bits_at_any_row_count)
         struct gemm_case c = {.n_rows = 512,
                               .n_in = 1000,
                               .n_out = 65,
-                              .grain = 128,
+                              .grain = 64,
                               .epilogue = (enum gemm_epilogue)epilogue,
                               .gated = epilogue == GEMM_ACT_PACK};
         struct gemm_run all, some;
