@@ -224,7 +224,7 @@ static void check_case(const struct gemm_case *c)
 static const int row_counts[] = {1, 15, 16, 17, 47, 512};
 static const int inner_sizes[] = {1, 31, 33, 255, 256, 511, 513, 1000, 1536};
 static const int out_counts[] = {1, 63, 65, 128, 300};
-static const int grains[] = {16, 32, 64}; /* twice that when not gated */
+static const int grains[] = {32, 64}; /* twice that when not gated */
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
