@@ -38,6 +38,7 @@ int main(int argc, char **argv)
     const struct bench benches[] = {
         {"engine", "tokens per second through the scheduler, and percent of the limit",
          bench_engine},
+        {"load", "tokens per second of many requests, prompts and answers together", bench_load},
         {"kernels", "each op of the CPU backend in GB/s and GFLOP/s", bench_kernels},
         {"tokenizer", "bytes per second of encoding and decoding", bench_tokenizer},
         {"http", "streams per second over loopback", bench_http},

@@ -86,6 +86,20 @@ def test_end_inside_of_a_block(served):
             assert answer["usage"]["completion_tokens"] == first + 1
 
 
+def test_stop_string_inside_of_a_block(served):
+    """Ids below 95 are the printable bytes: what stands before the stop string is all that shows."""
+    daemon, golden = served
+    entry = golden["greedy"][-1]
+    whole = complete(daemon, entry["prompt"], max_tokens=40)[1]["choices"][0]["text"]
+    for at in range(1, 12):
+        stop = whole[at:at + 2]
+        status, answer = complete(daemon, entry["prompt"], max_tokens=40, stop=[stop])
+        assert status == 200, answer
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert choice["text"] == whole[:whole.index(stop)]
+
+
 def test_streams_what_it_answers(served):
     daemon, golden = served
     entry = golden["greedy"][6]
