@@ -321,9 +321,6 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
         rc = sampler_init(&e->sampler, e->be, &sampler, err);
     if (rc == 0)
         rc = engine_steps_init(e, max_items, max_logits, err);
-    if (rc == 0 && block && config->trace && *config->trace)
-        rc = err_set(err, ERR_UNSUPPORTED,
-                     "trace: decisions about a Block Transformer's steps are not recorded");
     if (rc == 0)
         rc = step_trace_open(&e->trace, config->trace, id_of, &e->sched, err);
     return rc;

@@ -19,6 +19,7 @@
 #define MAX_SLOTS  65536
 #define MAX_HEADS  (1 << 20)
 #define MAX_TOKENS (1 << 26)
+#define MAX_BLOCK  256
 
 struct geometry {
     int64_t number;
@@ -30,7 +31,7 @@ struct replay_seq {
     struct sched_seq seq;
     uint64_t id;
     struct geometry *geometry;
-    int32_t *tokens; /* [limit] */
+    int32_t *tokens; /* [lead + limit] */
 };
 
 struct replay {
@@ -70,6 +71,12 @@ static int get_int(const struct replay *r, const json_t *o, const char *key, int
     return 0;
 }
 
+/* Tokens of a position of keys. */
+static int entry_tokens(const struct replay *r)
+{
+    return r->sched.params.block_len ? r->sched.params.block_len : 1;
+}
+
 /* The head of the trace */
 
 struct head_field {
@@ -85,6 +92,8 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
         {"chunk_tokens", 1, MAX_TOKENS, 0},
         {"max_logits", 2, MAX_TOKENS, 0},
         {"max_seen", 0, INT32_MAX, 0},
+        {"block_len", 0, MAX_BLOCK, 0},
+        {"n_prefix", 0, MAX_BLOCK, 0},
         {"n_layers", 1, 4096, 0},
         {"n_heads", 1, 4096, 0},
         {"n_kv_heads", 1, 4096, 0},
@@ -104,12 +113,14 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
     params = (struct sched_params){.max_batch = (int)f[1].value,
                                    .chunk_tokens = (int)f[2].value,
                                    .max_logits = (int)f[3].value,
-                                   .max_seen = (int32_t)f[4].value};
-    shape = (struct kv_shape){.n_layers = (int)f[5].value,
-                              .n_heads = (int)f[6].value,
-                              .n_kv_heads = (int)f[7].value,
-                              .head_dim = (int)f[8].value,
-                              .page_entries = (int)f[9].value,
+                                   .max_seen = (int32_t)f[4].value,
+                                   .block_len = (int)f[5].value,
+                                   .n_prefix = (int)f[6].value};
+    shape = (struct kv_shape){.n_layers = (int)f[7].value,
+                              .n_heads = (int)f[8].value,
+                              .n_kv_heads = (int)f[9].value,
+                              .head_dim = (int)f[10].value,
+                              .page_entries = (int)f[11].value,
                               .dtype = DTYPE_F32};
     if (params.max_logits <= params.max_batch || shape.n_heads % shape.n_kv_heads ||
         KV_TILE % shape.page_entries || kv_shape_heads(&shape) > MAX_HEADS)
@@ -119,13 +130,13 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
         return err_set(err, ERR_NO_ROOM, "out of memory");
     for (int i = 0; i < shape.n_layers * shape.n_heads; i++)
         r->windows[i] = KV_WINDOW_ALL;
-    rc = kv_slots_init(&r->kv, &shape, params.max_batch, (int32_t)f[10].value, f[11].value, err);
+    rc = kv_slots_init(&r->kv, &shape, params.max_batch, (int32_t)f[12].value, f[13].value, err);
     r->has_kv = rc == 0;
     if (rc == 0)
         rc = scheduler_init(&r->sched, &params, &r->kv, err);
     r->has_sched = rc == 0;
     if (rc == 0 && json_is_true(json_object_get(o, "prefix_cache"))) {
-        rc = prefix_cache_init(&r->cache, &r->kv, 1, err);
+        rc = prefix_cache_init(&r->cache, &r->kv, entry_tokens(r), err);
         r->has_cache = rc == 0;
         r->sched.cache = rc == 0 ? &r->cache : NULL;
     }
@@ -208,9 +219,9 @@ static int find_seq(const struct replay *r, uint64_t id)
  */
 static int fill_tokens(struct replay *r, struct replay_seq *s, const json_t *pages, struct err *err)
 {
-    int page = r->kv.shape.page_entries;
+    int page = r->kv.shape.page_entries * entry_tokens(r);
 
-    if ((int64_t)json_array_size(pages) != s->seq.n_prompt / page)
+    if ((int64_t)json_array_size(pages) != (s->seq.lead + s->seq.n_prompt) / page)
         return bad(r, err, "pages are not those of the prompt");
     for (size_t i = 0; i < json_array_size(pages); i++) {
         int64_t h = json_integer_value(json_array_get(pages, i));
@@ -224,12 +235,16 @@ static int fill_tokens(struct replay *r, struct replay_seq *s, const json_t *pag
 static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, struct err *err)
 {
     struct sched_seq *q = &s->seq;
-    int64_t id, prompt, limit, geom, seen, priority, first, pooling;
-    int rc;
+    int64_t id, prompt, lead, limit, entries, geom, seen, priority, first, pooling;
+    int rc, n = entry_tokens(r);
+    bool is_block = r->sched.params.block_len > 0;
 
     if (get_int(r, o, "add", 1, INT64_MAX, &id, err) < 0 ||
         get_int(r, o, "limit", 1, MAX_TOKENS, &limit, err) < 0 ||
-        get_int(r, o, "prompt", 1, limit, &prompt, err) < 0 ||
+        get_int(r, o, "lead", 0, is_block ? MAX_BLOCK : 0, &lead, err) < 0 ||
+        get_int(r, o, "prompt", lead ? 0 : 1, limit, &prompt, err) < 0 ||
+        get_int(r, o, "entries", is_block ? 0 : limit, is_block ? (lead + limit) / n + 1 : limit,
+                &entries, err) < 0 ||
         get_int(r, o, "geom", 0, r->n_geoms - 1, &geom, err) < 0 ||
         get_int(r, o, "seen", 0, INT32_MAX, &seen, err) < 0 ||
         get_int(r, o, "priority", INT32_MIN, INT32_MAX, &priority, err) < 0 ||
@@ -241,11 +256,12 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
     s->id = (uint64_t)id;
     s->geometry = r->geoms[geom];
     s->geometry->n_refs++;
-    s->tokens = calloc((size_t)limit, sizeof(*s->tokens));
+    s->tokens = calloc((size_t)(lead + limit), sizeof(*s->tokens));
     if (!s->tokens)
         return err_set(err, ERR_NO_ROOM, "out of memory");
     *q = (struct sched_seq){.owner = s,
-                            .tokens = s->tokens,
+                            .tokens = s->tokens + lead,
+                            .lead = (int32_t)lead,
                             .n_limit = (int32_t)limit,
                             .n_prompt = (int32_t)prompt,
                             .n_tokens = (int32_t)prompt,
@@ -256,7 +272,7 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
     q->wants_prompt_logits = json_is_true(json_object_get(o, "prompt_logits"));
     q->shares_prefix = json_is_true(json_object_get(o, "shares"));
     q->key.a = (uint64_t)json_integer_value(json_object_get(o, "key"));
-    kv_need_init(&q->need, &r->kv.shape, s->geometry->heads, r->windows, (int32_t)limit);
+    kv_need_init(&q->need, &r->kv.shape, s->geometry->heads, r->windows, (int32_t)entries);
     if (q->shares_prefix && r->has_cache) {
         if (!prefix_cache_suits(&r->kv.shape, &q->need))
             return bad(r, err, "the sequence cannot share pages");

@@ -68,12 +68,14 @@ static void put_head(struct step_trace *t, const struct scheduler *s)
 
     strbuf_addf(&t->line,
                 "{\"trace\":%d,\"max_batch\":%d,\"chunk_tokens\":%d,\"max_logits\":%d,"
-                "\"max_seen\":%d,\"n_layers\":%d,\"n_heads\":%d,\"n_kv_heads\":%d,\"head_dim\":%d,"
+                "\"max_seen\":%d,\"block_len\":%d,\"n_prefix\":%d,\"n_layers\":%d,\"n_heads\":%d,"
+                "\"n_kv_heads\":%d,\"head_dim\":%d,"
                 "\"page_entries\":%d,\"n_pages\":%d,\"table_len\":%lld,\"prefix_cache\":%s}\n",
                 STEP_TRACE_VERSION, s->params.max_batch, s->params.chunk_tokens,
-                s->params.max_logits, s->params.max_seen, kv->shape.n_layers, kv->shape.n_heads,
-                kv->shape.n_kv_heads, kv->shape.head_dim, kv->shape.page_entries, kv->pool.n_pages,
-                (long long)kv->table_len, s->cache ? "true" : "false");
+                s->params.max_logits, s->params.max_seen, s->params.block_len, s->params.n_prefix,
+                kv->shape.n_layers, kv->shape.n_heads, kv->shape.n_kv_heads, kv->shape.head_dim,
+                kv->shape.page_entries, kv->pool.n_pages, (long long)kv->table_len,
+                s->cache ? "true" : "false");
     put(t);
 }
 
@@ -163,15 +165,16 @@ static int64_t name_geom(struct step_trace *t, const struct kv_geom *geom)
 /* Whole pages of the prompt: all that the prefix cache compares. */
 static void add_pages(struct step_trace *t, const struct scheduler *s, const struct sched_seq *seq)
 {
-    int page = s->kv->shape.page_entries;
+    int page = s->kv->shape.page_entries * (s->params.block_len ? s->params.block_len : 1);
+    const int32_t *tokens = seq->tokens - seq->lead;
     uint64_t key = mix(mix(t->secret, seq->key.a), seq->key.b);
 
     strbuf_addf(&t->line, ",\"key\":%lld,\"pages\":[", shown(key));
-    for (int32_t at = 0; at + page <= seq->n_prompt; at += page) {
+    for (int32_t at = 0; at + page <= seq->lead + seq->n_prompt; at += page) {
         uint64_t h = t->secret;
 
         for (int i = 0; i < page; i++)
-            h = mix(h, (uint32_t)seq->tokens[at + i]);
+            h = mix(h, (uint32_t)tokens[at + i]);
         strbuf_addf(&t->line, "%s%lld", at ? "," : "", shown(h));
     }
     strbuf_addch(&t->line, ']');
@@ -186,12 +189,14 @@ void step_trace_add(struct step_trace *t, const struct scheduler *s, const struc
     put_news(t);
     geom = name_geom(t, seq->need.geom);
     strbuf_addf(&t->line,
-                "{\"add\":%llu,\"prompt\":%d,\"limit\":%d,\"geom\":%lld,\"seen\":%d,"
+                "{\"add\":%llu,\"prompt\":%d,\"lead\":%d,\"limit\":%d,\"entries\":%d,\"geom\":%lld,"
+                "\"seen\":%d,"
                 "\"priority\":%d,\"prompt_logits\":%s,\"first_logits\":%d,\"pooling\":%d,"
                 "\"shares\":%s",
-                (unsigned long long)t->id_of(seq), seq->n_prompt, seq->n_limit, (long long)geom,
-                seq->n_seen_max, seq->priority, seq->wants_prompt_logits ? "true" : "false",
-                seq->first_logits_row, (int)seq->pooling, seq->shares_prefix ? "true" : "false");
+                (unsigned long long)t->id_of(seq), seq->n_prompt, seq->lead, seq->n_limit,
+                seq->need.n_limit, (long long)geom, seq->n_seen_max, seq->priority,
+                seq->wants_prompt_logits ? "true" : "false", seq->first_logits_row,
+                (int)seq->pooling, seq->shares_prefix ? "true" : "false");
     if (s->cache && seq->shares_prefix)
         add_pages(t, s, seq);
     strbuf_addstr(&t->line, "}\n");
@@ -211,15 +216,32 @@ void step_trace_format(const struct scheduler *s, step_trace_id_fn *id_of, struc
 {
     const struct sched_step *step = &s->step;
 
+    const char *comma = "";
+    int n_first = 0;
+
+    while (n_first < step->n_items && step->items[n_first].is_decode &&
+           step->items[n_first].kind != SCHED_TOKEN)
+        n_first++;
     strbuf_addf(out, "\"rows\":%d,\"decode\":[", step->n_rows);
-    for (int i = 0; i < step->n_decode; i++)
+    for (int i = 0; i < n_first; i++)
         strbuf_addf(out, "%s%llu", i ? "," : "", (unsigned long long)id_of(step->items[i].seq));
     strbuf_addstr(out, "],\"prefill\":[");
-    for (int i = step->n_decode; i < step->n_items; i++)
-        strbuf_addf(out, "%s[%llu,%d,%d]", i > step->n_decode ? "," : "",
+    for (int i = n_first; i < step->n_items && step->items[i].kind != SCHED_TOKEN; i++)
+        strbuf_addf(out, "%s[%llu,%d,%d]", i > n_first ? "," : "",
                     (unsigned long long)id_of(step->items[i].seq), (int)step->items[i].pos0,
                     (int)step->items[i].n_rows);
     strbuf_addch(out, ']');
+    if (s->params.block_len) {
+        strbuf_addf(out, ",\"phase\":%d,\"token\":[", step->phase);
+        for (int i = n_first; i < step->n_items; i++) {
+            if (step->items[i].kind != SCHED_TOKEN)
+                continue;
+            strbuf_addf(out, "%s[%llu,%d,%d]", comma, (unsigned long long)id_of(step->items[i].seq),
+                        (int)step->items[i].pos0, (int)step->items[i].seat);
+            comma = ",";
+        }
+        strbuf_addch(out, ']');
+    }
     add_ids(out, "admit", id_of, step->admitted, step->n_admitted);
     add_ids(out, "preempt", id_of, step->preempted, step->n_preempted);
     strbuf_addf(out, ",\"stalled\":%d,\"waiting\":%d,\"free_pages\":%d", step->n_stalled,

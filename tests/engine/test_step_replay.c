@@ -9,6 +9,7 @@
 #include "tests/engine/engine_fixture.h"
 #include "tests/lib/test.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,8 @@
 #define TIMEOUT_NS (INT64_C(120) * 1000000000)
 
 static char path[64];
+static bool blocks;      /* a Block Transformer runs */
+static const char *pool; /* its memory for keys and values: 16 pages */
 
 static void setup(void)
 {
@@ -42,21 +45,23 @@ static void on_event(void *arg, const struct engine_event *event)
 /* Three beginnings of two pages, so that prompts share them; many outgrow the pool together. */
 static void submit_one(struct engine *e, int i, int *n_live)
 {
+    const struct engine_info *info = engine_get_info(e);
+    int vocab = info->vocab_size - 3 < 200 ? info->vocab_size - 3 : 200;
     int32_t prompt[256];
-    struct engine_request req = {.prompt = prompt, .n_prompt = 100 + i % 90};
+    struct engine_request req = {.prompt = prompt, .n_prompt = info->max_seq_len / 3 - i % 40};
     struct err err = {0};
     uint64_t id;
 
     for (int k = 0; k < req.n_prompt; k++)
-        prompt[k] = 3 + (k < 140 ? (k + i % 3 * 7) % 200 : (int32_t)(rng_u64(i, 1, k) % 200));
+        prompt[k] = 3 + (k < 140 ? (k + i % 3 * 7) % vocab : (int32_t)(rng_u64(i, 1, k) % vocab));
     sampling_params_init(&req.sampling);
-    req.sampling.max_tokens = 1 + (int)(rng_u64(2, i, 0) % 150);
+    req.sampling.max_tokens = 1 + (int)(rng_u64(2, i, 0) % (uint64_t)(info->max_seq_len / 4));
     req.sampling.seed = (uint64_t)i;
     req.sampling.ignore_eos = i % 4 > 0;
     req.sampling.repetition_penalty = i % 5 ? 1 : 1.1f;
     req.sampling.n_prompt_logprobs = i % 7 ? -1 : 0;
     req.priority = i % 3;
-    if (i % 11 == 4) {
+    if (i % 11 == 4 && !blocks) {
         req.pooling = i % 2 ? POOLING_MEAN : POOLING_LAST;
         req.sampling.max_tokens = 0;
     }
@@ -66,16 +71,21 @@ static void submit_one(struct engine *e, int i, int *n_live)
         engine_cancel(e, id);
 }
 
-static void record(const char *plan, const char *run_ahead)
+static void record_model(const char *model, const char *plan, const char *run_ahead)
 {
+    const char *length = blocks ? "256" : "512", *memory = blocks ? pool : "256KiB";
     const char *const flags[] = {"--model",
-                                 test_path("tests/fixtures/engine/tiny"),
+                                 model,
                                  "--weights",
                                  "random",
+                                 "--max-seq-len",
+                                 length,
+                                 "--page-entries",
+                                 blocks ? "16" : "64",
                                  "--device",
                                  "cpu",
                                  "--kv-memory",
-                                 "256KiB",
+                                 memory,
                                  "--max-batch",
                                  "8",
                                  "--threads",
@@ -104,6 +114,11 @@ static void record(const char *plan, const char *run_ahead)
         engine_poll(e, on_event, &n_live);
     }
     engine_close(e);
+}
+
+static void record(const char *plan, const char *run_ahead)
+{
+    record_model(test_path("tests/fixtures/engine/tiny"), plan, run_ahead);
 }
 
 static char *read_trace(void)
@@ -139,6 +154,46 @@ START_TEST(step_replay__decides_the_same)
     ck_assert(!told.is_cut && !told.differs);
     if (_i < 2)
         ck_assert_int_gt(told.n_preemptions, 0);
+}
+END_TEST
+
+static void link_file(const char *dir, const char *from, const char *name)
+{
+    char at[128], relative[512], target[PATH_MAX];
+
+    snprintf(at, sizeof(at), "%s/%s", dir, name);
+    snprintf(relative, sizeof(relative), "%s/%s", from, name);
+    ck_assert_ptr_nonnull(realpath(relative, target));
+    ck_assert_int_eq(symlink(target, at), 0);
+}
+
+/* Blocks, the phases inside of one, and prompts in front of which a start block lies. */
+START_TEST(step_replay__decides_the_same_of_blocks)
+{
+    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json"};
+    const char *model = _i / 2 ? "neox_project" : "llama_project";
+    char dir[] = "/tmp/spand-replay-blocks-XXXXXX", from[512], at[128];
+    struct engine_replay told;
+    struct err err = {0};
+
+    blocks = true;
+    pool = _i / 2 ? "8KiB" : "4KiB";
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(from, sizeof(from), "%s/%s", test_path("tests/golden/block"), model);
+    link_file(dir, from, files[0]);
+    link_file(dir, from, files[1]);
+    link_file(dir, test_path("tests/fixtures/engine/tiny"), files[2]);
+    record_model(dir, "dense", _i % 2 ? "on" : "off");
+    for (int i = 0; i < 3; i++) {
+        snprintf(at, sizeof(at), "%s/%s", dir, files[i]);
+        unlink(at);
+    }
+    rmdir(dir);
+    blocks = false;
+    ck_assert_msg(engine_replay(path, &told, &err) == 0, "%s", err.msg);
+    ck_assert_int_eq(told.n_sequences, N_REQUESTS);
+    ck_assert_int_eq(told.n_open, 0);
+    ck_assert(!told.is_cut && !told.differs);
 }
 END_TEST
 
@@ -208,12 +263,14 @@ START_TEST(step_replay__takes_a_trace_that_was_cut)
 END_TEST
 
 #define HEAD                                                                                       \
-    "{\"trace\":1,\"max_batch\":4,\"chunk_tokens\":64,\"max_logits\":8,\"max_seen\":100,"          \
+    "{\"trace\":1,\"max_batch\":4,\"chunk_tokens\":64,\"max_logits\":8,\"max_seen\":100,\"block_"  \
+    "len\":0,\"n_prefix\":0,"                                                                      \
     "\"n_layers\":2,\"n_heads\":2,\"n_kv_heads\":1,\"head_dim\":8,\"page_entries\":64,"            \
     "\"n_pages\":8,\"table_len\":64,\"prefix_cache\":true}\n"
 #define GEOM "{\"geom\":0,\"heads\":[[2,0,1073741824,0]]}\n"
 #define ADD(id, prompt, limit, geom, more)                                                         \
-    "{\"add\":" #id ",\"prompt\":" #prompt ",\"limit\":" #limit ",\"geom\":" #geom                 \
+    "{\"add\":" #id ",\"prompt\":" #prompt ",\"lead\":0,\"limit\":" #limit ",\"entries\":" #limit  \
+    ",\"geom\":" #geom                                                                             \
     ",\"seen\":0,\"priority\":0,\"prompt_logits\":false,\"first_logits\":0,\"pooling\":0,"         \
     "\"shares\":" more "}\n"
 
@@ -274,6 +331,7 @@ TEST_SUITE(step_replay)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, step_replay__decides_the_same, 0, 4);
+    tcase_add_loop_test(tc, step_replay__decides_the_same_of_blocks, 0, 4);
     tcase_add_test(tc, step_replay__holds_no_tokens_of_prompts);
     tcase_add_loop_test(tc, step_replay__finds_other_decisions, 0, 4);
     tcase_add_test(tc, step_replay__takes_a_trace_that_was_cut);

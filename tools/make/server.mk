@@ -1,5 +1,6 @@
 # What the fuzz entry of the request bodies links beside base/.
-FUZZ_SRC_request_body = server/openai_params.c server/openai_prompt.c server/json_in.c server/api_error.c
+FUZZ_SRC_request_body = $(addprefix server/,openai_params.c openai_prompt.c openai_tools.c openai_grammar.c \
+    json_in.c api_error.c)
 
 # A daemon whose device can be lost, for the tests.
 $(BIN)/spand-lost: $(OBJ)/tests/e2e/fault/lost_device.o $(MAIN_OBJ) $(SERVER_OBJ) $(CORE_OBJ)
