@@ -2,7 +2,7 @@
 # Runs the GPU suites and short timings on a machine with a GPU: one process a suite, so that a crash
 # hides nothing else, each with a time limit. Wants the programs where `make` leaves them, or in $1.
 #
-#   tests/cuda/run_device.sh [DIR] [suites|bench|sanitizer ...]
+#   tests/cuda/run_device.sh [DIR] [suites|bench|sanitizer|blocks ...]
 
 dir=${1:-build}
 [ $# -gt 0 ] && shift
@@ -29,6 +29,21 @@ run() { # seconds, name, command
     echo "   $(($(date +%s) - begin)) s"
 }
 
+# Greedy text of one model in f32: the GPU's must be the CPU's.
+same_text() { # model
+    for n in 1 2 3 4 5 9 40; do
+        for prompt in T The "The history of" "In the year 1776 the" "What is"; do
+            for device in cpu cuda; do
+                "$dir/spand" generate --model "$1" --dtype f32 --device "$device" --prompt "$prompt" \
+                    --max-tokens "$n" >"/tmp/spand-$$-$device" 2>/tmp/spand-$$-log || cat /tmp/spand-$$-log
+            done
+            cmp "/tmp/spand-$$-cpu" "/tmp/spand-$$-cuda" || echo "DIFFERS: $1, \"$prompt\", $n tokens"
+        done
+    done
+    rm -f /tmp/spand-$$-*
+    echo "$1: compared"
+}
+
 for w in $what; do
     case $w in
     suites)
@@ -42,6 +57,11 @@ for w in $what; do
         for b in attn gemm prefill step; do
             TAIL=45 run "${BENCH_LIMIT:-40}" "bench $b" "$dir/spand-cuda-bench" $b
         done ;;
+    blocks)
+        for m in models/demo-block models/demo-llama; do
+            [ -f "$m/config.json" ] && same_text "$m"
+        done
+        TAIL=60 run "${BENCH_LIMIT:-400}" "blocks.py" python3 tests/bench/blocks.py --bench "$dir/spand-bench" -- --device cuda ;;
     sanitizer)
         CK_RUN_SUITE=cuda_mem
         export CK_RUN_SUITE
