@@ -355,7 +355,6 @@ int http_server_open(struct http_server *s, struct err *err)
 {
     int rc;
 
-    s->metrics.page_entries = s->config->page_entries;
     s->metrics.has_prefix_cache = s->config->prefix_cache;
     raise_fd_limit(s->config);
     rc = http_server_load_access(s, err);

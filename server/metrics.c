@@ -355,7 +355,7 @@ static void write_infos(struct strbuf *out, const struct metrics *m, const struc
     strbuf_addf(out,
                 "vllm:cache_config_info{%s,block_size=\"%d\",num_gpu_blocks=\"%lld\","
                 "cache_dtype=\"auto\",enable_prefix_caching=\"%s\"} 1\n",
-                vllm, m->page_entries, (long long)(n_heads ? s->pages_total / n_heads : 0),
+                vllm, i->page_tokens, (long long)(n_heads ? s->pages_total / n_heads : 0),
                 m->has_prefix_cache ? "True" : "False");
 }
 

@@ -34,7 +34,6 @@ struct metrics {
     int64_t n_tests_passed, n_tests_failed;       /* likewise */
     int64_t n_spans_sent, n_spans_dropped, n_posts_failed;
     double kv_density;
-    int page_entries; /* of the key-value pool, for an info label */
     bool has_prefix_cache;
     int64_t responses[METRICS_MAX_ROUTES][METRICS_N_STATUS];
 };

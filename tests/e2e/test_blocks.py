@@ -120,6 +120,13 @@ def test_echo_with_logprobs(served):
     assert all(value is not None and value <= 0 for value in logprobs[8:])
 
 
+def test_pages_are_told_in_tokens(served):
+    """What an endpoint picker reads: 64 blocks of four tokens a page."""
+    daemon, _ = served
+    info = [k for k in daemon.metrics() if k.startswith("vllm:cache_config_info")]
+    assert len(info) == 1 and 'block_size="256"' in info[0]
+
+
 def test_seeds_repeat(served):
     daemon, golden = served
     prompt = golden["greedy"][5]["prompt"]

@@ -150,6 +150,7 @@ int engine_open(struct engine **out, const struct config *config, const struct e
                                    .bos_id = 1,
                                    .n_pages = 1,
                                    .page_bytes = 1,
+                                   .page_tokens = 64,
                                    .has_chat_template = true,
                                    .default_temperature = 1,
                                    .default_top_p = 1,

@@ -122,7 +122,7 @@ START_TEST(metrics__has_the_names_of_vllm)
     stats.n_running = 2;
     info.n_layers = 2;
     info.n_kv_heads = 2;
-    metrics.page_entries = 64;
+    info.page_tokens = 64;
     stats.pages_total = 8;
     stats.pages_used = 2;
     metrics.n_parked = 4;
