@@ -25,7 +25,7 @@ struct flags {
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
     int64_t max_nodes, seed, profile_memory;
-    bool raw_prompts, per_query_head, baselines, cbc;
+    bool raw_prompts, per_query_head, baselines, cbc, focus;
     double alpha_list[MAX_LISTED], beta_list[MAX_LISTED];
 };
 
@@ -84,6 +84,10 @@ static const struct config_extra extras[] = {
     {"sums", CONFIG_STRING, &asked.sums,
      "How influence adds up: abs, by the absolute value of every key's; block, by that of a row's "
      "keys of one block together; signed, by that of all rows at one distance together.",
+     0, 0},
+    {"focus", CONFIG_BOOL, &asked.focus,
+     "Only those answer tokens bear loss that uniform spans of the density make at most half as "
+     "likely: what depends on the far context.",
      0, 0},
     {"answer_tokens", CONFIG_INT, &asked.answer_tokens, "The most tokens of an answer.", 1, 65536},
     {"raw_prompts", CONFIG_BOOL, &asked.raw_prompts, "Leaves the model's chat template out.", 0, 0},
@@ -286,6 +290,9 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
     o->whole_context_loss = loss == 1;
     o->log_odds = objective == 1;
     o->sums = sum;
+    o->focus = f->focus;
+    if (o->focus && o->whole_context_loss)
+        return err_set(err, ERR_INVALID, "--focus true and --loss whole exclude each other");
     o->input = f->calibration;
     o->template_text = f->template_text;
     return 0;

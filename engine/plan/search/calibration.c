@@ -447,8 +447,10 @@ void calibration_release(struct calibration *c)
 {
     if (!c)
         return;
-    for (int i = 0; i < c->n_items; i++)
+    for (int i = 0; i < c->n_items; i++) {
         free(c->items[i].ids);
+        free(c->items[i].bears);
+    }
     free(c->items);
     memset(c, 0, sizeof(*c));
 }

@@ -18,6 +18,7 @@ struct calibration_item {
     int length;             /* the profile or validation length that it was made for */
     int n_prompt, n_answer; /* tokens; what ended the answer counts as part of it */
     int32_t *ids;           /* [n_prompt + n_answer] */
+    uint8_t *bears;         /* which answer tokens bear loss; NULL: all. See focus.h */
     char source[32];        /* "retrieval", "summary", "line 12" */
 };
 

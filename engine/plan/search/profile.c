@@ -199,24 +199,27 @@ static int run_item(struct runner *r, struct profile_length *at,
     int n_blocks = (n - 1 + GRAD_BLOCK - 1) / GRAD_BLOCK;
     int first = calibration_first_target(item, r->o->whole_context_loss);
     size_t n_sums = (size_t)m->stack.n_layers * (size_t)m->stack.n_heads * (size_t)n_blocks;
-    int32_t *row = calloc((size_t)n, sizeof(*row));
+    int32_t *row = calloc((size_t)n, sizeof(*row)), *target = calloc((size_t)n, sizeof(*target));
     struct grad_pass_args args = {.tokens = item->ids,
                                   .n_rows = n - 1, /* nothing follows the last token */
                                   .row = row,
-                                  .target = item->ids + first,
-                                  .n_targets = n - first,
+                                  .target = target,
                                   .kind =
                                       r->o->log_odds ? GRAD_LOSS_LOG_ODDS : GRAD_LOSS_CROSS_ENTROPY,
                                   .band = calloc(n_sums, sizeof(double)),
                                   .sink = calloc(n_sums, sizeof(double))};
     int rc;
 
-    if (!row || !args.band || !args.sink) {
+    if (!row || !target || !args.band || !args.sink) {
         rc = err_set(r->err, ERR_NO_ROOM, "profile: out of memory");
         goto out;
     }
-    for (int i = 0; i < args.n_targets; i++)
-        row[i] = first - 1 + i;
+    for (int i = first; i < n; i++) {
+        if (item->bears && !item->bears[i - first])
+            continue;
+        row[args.n_targets] = i - 1;
+        target[args.n_targets++] = item->ids[i];
+    }
     rc = grad_pass_run(r->pass, &args, r->err);
     if (rc < 0)
         goto out;
@@ -226,6 +229,7 @@ static int run_item(struct runner *r, struct profile_length *at,
     at->n_ran++;
 out:
     free(row);
+    free(target);
     free(args.band);
     free(args.sink);
     return rc;

@@ -126,4 +126,6 @@ void search_key_profile(struct strbuf *out, const struct search_options *o)
 {
     search_key_items(out, o);
     strbuf_addf(out, " whole=%d odds=%d sums=%d", o->whole_context_loss, o->log_odds, o->sums);
+    if (o->focus)
+        strbuf_addf(out, " focus=%.6g", o->density);
 }

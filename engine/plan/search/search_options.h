@@ -30,6 +30,7 @@ struct search_options {
     enum search_source source;
     enum search_answers answers;
     bool whole_context_loss, log_odds, raw_prompts; /* raw: no chat template */
+    bool focus;                                     /* see focus.h; not with whole_context_loss */
     int sums;                                       /* enum grad_sum */
     bool per_query_head, baselines;
     int n_lengths, length[SEARCH_MAX_LENGTHS];

@@ -10,6 +10,7 @@
 #include "base/strbuf.h"
 #include "config/config.h"
 #include "engine/plan/plan.h"
+#include "engine/plan/search/focus.h"
 #include "engine/plan/search/pareto.h"
 #include "engine/plan/search/plan_write.h"
 #include "engine/plan/search/profile.h"
@@ -77,6 +78,18 @@ static int calibrate(struct search *s, struct err *err)
          (long long)n_answer, seconds_since(t0), s->items.was_kept ? " (kept)" : "");
     if (s->items.n_short)
         tell(s, "           %d items were left out: the model answered nothing", s->items.n_short);
+    return 0;
+}
+
+static int focus(struct search *s, struct err *err)
+{
+    struct focus f;
+    int rc = s->o->focus ? focus_apply(&f, &s->items, s->o, err) : 0;
+
+    if (rc < 0 || !s->o->focus)
+        return rc;
+    tell(s, "focus      %d of %d answer tokens, %d of %d items lose none, %.1f s%s", f.n_kept,
+         f.n_tokens, f.n_dropped, f.n_items, f.seconds, f.was_kept ? " (kept)" : "");
     return 0;
 }
 
@@ -349,6 +362,8 @@ int search_run(const struct search_options *o, enum search_stage until, const ch
         rc = make_dir(o->dir, err);
     if (rc == 0)
         rc = calibrate(s, err);
+    if (rc == 0 && until >= STAGE_PROFILE)
+        rc = focus(s, err);
     if (rc == 0 && until >= STAGE_PROFILE)
         rc = profile(s, err);
     if (rc == 0 && until >= STAGE_OPTIMISE)
