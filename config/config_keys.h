@@ -68,9 +68,10 @@ CONFIG_KEY(BYTES, kv_memory, "0", 0, 1125899906842624, "",
 CONFIG_KEY(DOUBLE, gpu_memory_fraction, "0.9", 0.05, 1, "",
            "The share of the GPU's memory that weights, buffers and the key-value pool may fill "
            "together when kv_memory is 0.")
-CONFIG_KEY(INT, page_entries, "64", 8, 1024, "entries",
-           "How many consecutive keys and values of one head lie in one page of the pool: a token's, "
-           "in a Block Transformer a block's.")
+CONFIG_KEY(
+    INT, page_entries, "64", 8, 1024, "entries",
+    "How many consecutive keys and values of one head lie in one page of the pool: a token's, "
+    "in a Block Transformer a block's.")
 CONFIG_KEY(
     BOOL, prefix_cache, "true", 0, 0, "",
     "Keeps the keys and values of prompts while nobody else needs their memory: a prompt that "

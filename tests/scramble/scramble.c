@@ -24,7 +24,6 @@
 #define MIN_PREEMPTIONS 20
 #define POOL_PERCENT    40
 #define PAGE_ENTRIES    "16" /* small pages: sequences this short must grow often */
-#define PAGE_TOKENS     16
 #define SEED            20240811
 #define TIMEOUT_S       600
 
@@ -167,20 +166,23 @@ static int count_failures(void)
     return n_bad;
 }
 
-/* The average request's bytes times N_AT_ONCE, of which the pool gets POOL_PERCENT. */
-static long long crowd_pool_bytes(const struct engine_info *info)
+/*
+ * The average request's bytes times N_AT_ONCE, of which the pool gets POOL_PERCENT. A Block
+ * Transformer's pages hold blocks, and its sequences may begin with one of their own.
+ */
+static long long crowd_pool_bytes(const struct engine_info *info, const char *page_entries)
 {
-    long long n_pages = 0, most = 0;
+    int page = info->page_tokens,
+        lead = page / atoi(page_entries) > 1 ? page / atoi(page_entries) : 0;
+    long long n_pages = 0, most = 0, heads = (long long)info->n_layers * info->n_kv_heads;
 
     for (int i = 0; i < n_requests; i++) {
-        int n = jobs[i].req.n_prompt + jobs[i].alone.n_tokens;
-        int limit = jobs[i].req.n_prompt + jobs[i].req.sampling.max_tokens;
-        long long heads = (long long)info->n_layers * info->n_kv_heads;
+        int n = lead + jobs[i].req.n_prompt + jobs[i].alone.n_tokens;
+        int limit = lead + jobs[i].req.n_prompt + jobs[i].req.sampling.max_tokens;
 
-        n_pages += heads * ((n + PAGE_TOKENS - 1) / PAGE_TOKENS);
-        most = heads * ((limit + PAGE_TOKENS - 1) / PAGE_TOKENS) > most
-                   ? heads * ((limit + PAGE_TOKENS - 1) / PAGE_TOKENS)
-                   : most;
+        n_pages += heads * ((n + page - 1) / page);
+        most =
+            heads * ((limit + page - 1) / page) > most ? heads * ((limit + page - 1) / page) : most;
     }
     n_pages = n_pages * N_AT_ONCE / n_requests * POOL_PERCENT / 100;
     return (n_pages > most ? n_pages : most) * (long long)info->page_bytes;
@@ -197,7 +199,7 @@ static void print_stats(const char *what, const struct engine_stats *s, int64_t 
 
 /* One engine from start to end; the stats are those after its last request. */
 static bool run_engine(const char *const *flags, int n_at_once, bool crowd, const char *what,
-                       struct engine_stats *stats, long long *pool_bytes)
+                       const char *page_entries, struct engine_stats *stats, long long *pool_bytes)
 {
     struct engine *e = engine_fixture_open(flags, NULL);
     int64_t start_ns;
@@ -220,7 +222,7 @@ static bool run_engine(const char *const *flags, int n_at_once, bool crowd, cons
     }
     print_stats(what, stats, clock_ns() - start_ns);
     if (!crowd)
-        *pool_bytes = crowd_pool_bytes(engine_get_info(e));
+        *pool_bytes = crowd_pool_bytes(engine_get_info(e), page_entries);
     engine_close(e);
     return ok;
 }
@@ -229,6 +231,7 @@ int main(int argc, char **argv)
 {
     const char *model = argc > 1 ? argv[1] : "tests/fixtures/engine/tiny";
     const char *plan = argc > 2 ? argv[2] : "dense";
+    const char *page_entries = argc > 4 ? argv[4] : PAGE_ENTRIES;
     char one[4200], index[4200], pool[32];
     struct engine_stats alone = {0}, crowd = {0};
     long long pool_bytes = 0;
@@ -254,9 +257,9 @@ int main(int argc, char **argv)
             "--model",        model, "--weights",   weights, "--device",         "cpu",
             "--plan",         plan,  "--run-ahead", "off",   "--max-batch",      "1",
             "--chunk-tokens", "512", "--kv-memory", "1GiB",  "--no-pin-threads", "--page-entries",
-            PAGE_ENTRIES,     NULL};
+            page_entries,     NULL};
 
-        if (!run_engine(flags, 1, false, "alone", &alone, &pool_bytes))
+        if (!run_engine(flags, 1, false, "alone", page_entries, &alone, &pool_bytes))
             return 1;
     }
     snprintf(pool, sizeof(pool), "%lld", pool_bytes);
@@ -265,9 +268,9 @@ int main(int argc, char **argv)
             "--model",        model, "--weights",   weights, "--device",         "cpu",
             "--plan",         plan,  "--run-ahead", "on",    "--max-batch",      "32",
             "--chunk-tokens", "17",  "--kv-memory", pool,    "--no-pin-threads", "--page-entries",
-            PAGE_ENTRIES,     NULL};
+            page_entries,     NULL};
 
-        if (!run_engine(flags, N_AT_ONCE, true, "crowd", &crowd, &pool_bytes))
+        if (!run_engine(flags, N_AT_ONCE, true, "crowd", page_entries, &crowd, &pool_bytes))
             return 1;
     }
     n_bad = count_failures();

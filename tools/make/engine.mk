@@ -13,6 +13,7 @@ $(BIN)/spand-scramble: $(SCRAMBLE_OBJ) $(CORE_OBJ)
 test-scramble: $(BIN)/spand-scramble ## 256 requests alone and in a crowd: the same tokens
 	$(BIN)/spand-scramble $(SCRAMBLE_MODEL) $(SCRAMBLE_PLAN) $(SCRAMBLE_REQUESTS)
 	$(BIN)/spand-scramble tests/fixtures/engine/tiny tests/fixtures/engine/mixed-spans.json $(SCRAMBLE_REQUESTS)
+	$(BIN)/spand-scramble models/demo-block dense $(SCRAMBLE_REQUESTS) 8
 
 SOAK_REQUESTS ?= 10000
 
