@@ -25,7 +25,7 @@ struct flags {
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
     int64_t max_nodes, seed, profile_memory;
-    bool raw_prompts, per_query_head, baselines, cbc, focus;
+    bool raw_prompts, per_query_head, baselines, cbc, focus, scale_layers;
     double alpha_list[MAX_LISTED], beta_list[MAX_LISTED];
 };
 
@@ -88,6 +88,10 @@ static const struct config_extra extras[] = {
     {"focus", CONFIG_BOOL, &asked.focus,
      "Only those answer tokens bear loss that uniform spans of the density make at most half as "
      "likely: what depends on the far context.",
+     0, 0},
+    {"scale_layers", CONFIG_BOOL, &asked.scale_layers,
+     "Measures what uniform spans in each layer alone cost, and scales the layer's influence to "
+     "it.",
      0, 0},
     {"answer_tokens", CONFIG_INT, &asked.answer_tokens, "The most tokens of an answer.", 1, 65536},
     {"raw_prompts", CONFIG_BOOL, &asked.raw_prompts, "Leaves the model's chat template out.", 0, 0},
@@ -291,6 +295,7 @@ static int read_source(struct search_options *o, const struct flags *f, struct e
     o->log_odds = objective == 1;
     o->sums = sum;
     o->focus = f->focus;
+    o->scale_layers = f->scale_layers;
     if (o->focus && o->whole_context_loss)
         return err_set(err, ERR_INVALID, "--focus true and --loss whole exclude each other");
     o->input = f->calibration;

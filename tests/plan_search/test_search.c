@@ -314,6 +314,56 @@ START_TEST(search__focus_leaves_loss_to_tokens_that_windows_lose)
 }
 END_TEST
 
+/* Tokens that the written plan keeps in a layer of 4 query heads at n tokens. */
+static double layer_tokens(const struct job *j, size_t layer, int n)
+{
+    struct err err = {0};
+    json_t *root;
+    double sum = 0;
+
+    ck_assert_int_eq(json_file_load(&root, j->output, 1 << 20, &err), 0);
+    for (size_t h = 0; h < 4; h++) {
+        double alpha = json_number_value(
+            json_array_get(json_array_get(json_object_get(root, "alphas"), layer), h));
+        double beta = json_number_value(
+            json_array_get(json_array_get(json_object_get(root, "betas"), layer), h));
+
+        sum += fmin(fmax(alpha + beta * n, 128), n);
+    }
+    json_decref(root);
+    return sum;
+}
+
+START_TEST(search__scales_layers_to_what_their_spans_cost)
+{
+    struct job j;
+    struct err err = {0};
+    char path[4300], *text;
+    struct strbuf out = STRBUF_INIT;
+    double kept[3];
+
+    job_init(&j);
+    j.o.scale_layers = true;
+    ck_assert_msg(search_run(&j.o, STAGE_ALL, "test", &err) == 0, "%s", err.msg);
+    snprintf(path, sizeof(path), "%s/layer_scale.csv", j.o.dir);
+    ck_assert_msg(file_read_text(&text, NULL, path, 1 << 20, &err) == 0, "%s", err.msg);
+    strbuf_addf(&out, "%.*s\nlength,layer,factor\n", (int)(strchr(text, '\n') - text), text);
+    /* Had layer 1 cost nothing, it would get the least. */
+    for (int i = 0; i < j.o.n_lengths; i++)
+        for (int layer = 0; layer < 3; layer++)
+            strbuf_addf(&out, "%d,%d,%g\n", j.o.length[i], layer, layer == 1 ? 1e-9 : 1.0);
+    write_file(path, out.buf, out.len);
+    ck_assert_msg(search_run(&j.o, STAGE_ALL, "test", &err) == 0, "%s", err.msg);
+    for (size_t layer = 0; layer < 3; layer++)
+        kept[layer] = layer_tokens(&j, layer, 512);
+    ck_assert_double_lt(kept[1], kept[0]);
+    ck_assert_double_lt(kept[1], kept[2]);
+    strbuf_release(&out);
+    free(text);
+    job_release(&j);
+}
+END_TEST
+
 START_TEST(search__goes_on_after_ctrl_c_at_any_stage)
 {
     static const char *const at[] = {"calibration.part", "calibration.jsonl", "profile_128.csv",
@@ -510,6 +560,7 @@ TEST_SUITE(search)
     tcase_add_test(tc, search__has_a_rule_for_each_query_head_on_request);
     tcase_add_test(tc, search__makes_nothing_twice);
     tcase_add_test(tc, search__focus_leaves_loss_to_tokens_that_windows_lose);
+    tcase_add_test(tc, search__scales_layers_to_what_their_spans_cost);
     tcase_add_test(tc, search__goes_on_after_ctrl_c_at_any_stage);
     tcase_add_test(tc, search__leaves_no_partial_plan_on_a_full_disk);
     tcase_add_test(tc, search__refuses_bad_calibration_files);

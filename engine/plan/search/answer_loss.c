@@ -128,3 +128,37 @@ int answer_loss_run(const struct answer_loss_args *args, struct err *err)
     engine_close(r.e);
     return rc < 0 ? rc : r.n_done;
 }
+
+struct total {
+    double loss;
+    int n_items;
+};
+
+static void add_item(void *arg, const struct calibration_item *item, const float *loss, int n)
+{
+    struct total *t = arg;
+    double sum = 0;
+    int n_bear = 0;
+
+    for (int i = 0; i < n; i++) {
+        if (item->bears && !item->bears[i])
+            continue;
+        sum += (double)loss[i];
+        n_bear++;
+    }
+    t->loss += sum / n_bear;
+    t->n_items++;
+}
+
+int answer_loss_mean(const struct answer_loss_args *args, double *mean, struct err *err)
+{
+    struct answer_loss_args run = *args;
+    struct total total = {0};
+    int rc;
+
+    run.on_item = add_item;
+    run.arg = &total;
+    rc = answer_loss_run(&run, err);
+    *mean = total.n_items ? total.loss / total.n_items : 0.0;
+    return rc;
+}

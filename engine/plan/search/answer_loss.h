@@ -24,4 +24,10 @@ struct answer_loss_args {
 /* The number of items run. ERR_CLOSED when it was interrupted. */
 int answer_loss_run(const struct answer_loss_args *args, struct err *err);
 
+/*
+ * The same, and the mean over items of the mean loss of the tokens that bear it; 0 of no items.
+ * on_item and arg are not used.
+ */
+int answer_loss_mean(const struct answer_loss_args *args, double *mean, struct err *err);
+
 #endif

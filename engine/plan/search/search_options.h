@@ -31,6 +31,7 @@ struct search_options {
     enum search_answers answers;
     bool whole_context_loss, log_odds, raw_prompts; /* raw: no chat template */
     bool focus;                                     /* see focus.h; not with whole_context_loss */
+    bool scale_layers;                              /* see layer_scale.h */
     int sums;                                       /* enum grad_sum */
     bool per_query_head, baselines;
     int n_lengths, length[SEARCH_MAX_LENGTHS];

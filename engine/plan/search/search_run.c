@@ -11,6 +11,7 @@
 #include "config/config.h"
 #include "engine/plan/plan.h"
 #include "engine/plan/search/focus.h"
+#include "engine/plan/search/layer_scale.h"
 #include "engine/plan/search/pareto.h"
 #include "engine/plan/search/plan_write.h"
 #include "engine/plan/search/profile.h"
@@ -110,6 +111,30 @@ static int profile(struct search *s, struct err *err)
              at->seconds > 0 ? at->flops / at->seconds * 1e-9 : 0.0);
     }
     return 0;
+}
+
+static int scale_layers(struct search *s, struct err *err)
+{
+    struct layer_scale *l = s->o->scale_layers ? calloc(1, sizeof(*l)) : NULL;
+    int rc = 0, longest = s->profile.n_lengths - 1;
+
+    if (!s->o->scale_layers)
+        return 0;
+    if (!l)
+        return err_set(err, ERR_NO_ROOM, "layer scale: out of memory");
+    rc = layer_scale_apply(l, &s->profile, s->o, &s->items, err);
+    if (rc == 0) {
+        double least = INFINITY, most = 0;
+
+        for (int i = 0; i < s->profile.n_layers; i++) {
+            least = fmin(least, l->factor[longest][i]);
+            most = fmax(most, l->factor[longest][i]);
+        }
+        tell(s, "scale      layers by %.3g to %.3g at %d tokens, %.1f s%s", least, most,
+             s->profile.at[longest].length, l->seconds, l->was_kept ? " (kept)" : "");
+    }
+    free(l);
+    return rc;
 }
 
 static bool on_solve(void *arg, int done, int total)
@@ -366,6 +391,8 @@ int search_run(const struct search_options *o, enum search_stage until, const ch
         rc = focus(s, err);
     if (rc == 0 && until >= STAGE_PROFILE)
         rc = profile(s, err);
+    if (rc == 0 && until >= STAGE_OPTIMISE)
+        rc = scale_layers(s, err);
     if (rc == 0 && until >= STAGE_OPTIMISE)
         rc = optimise(s, err);
     if (rc == 0 && until >= STAGE_OPTIMISE)

@@ -14,27 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct sum {
-    double loss;
-    int n_items;
-};
-
-static void add_item(void *arg, const struct calibration_item *item, const float *loss, int n)
-{
-    struct sum *s = arg;
-    double sum = 0;
-    int n_bear = 0;
-
-    for (int i = 0; i < n; i++) {
-        if (item->bears && !item->bears[i])
-            continue;
-        sum += (double)loss[i];
-        n_bear++;
-    }
-    s->loss += sum / n_bear;
-    s->n_items++;
-}
-
 /* The file of a plan's result: one line, behind its key. */
 static bool load(struct validation *out, const char *path, const char *key)
 {
@@ -78,14 +57,8 @@ int validation_get(struct validation *out, const struct search_options *o,
                    struct err *err)
 {
     char path[4200], name[128], title[128];
-    struct sum sum = {0};
-    struct answer_loss_args run = {.o = o,
-                                   .items = c,
-                                   .length = o->validate_length,
-                                   .spec = spec,
-                                   .label = title,
-                                   .on_item = add_item,
-                                   .arg = &sum};
+    struct answer_loss_args run = {
+        .o = o, .items = c, .length = o->validate_length, .spec = spec, .label = title};
     struct strbuf key = STRBUF_INIT, text = STRBUF_INIT;
     int64_t t0 = clock_ns();
     int rc;
@@ -97,13 +70,12 @@ int validation_get(struct validation *out, const struct search_options *o,
     rc = make_key(&key, o, spec, err);
     if (rc < 0 || load(out, path, key.buf))
         goto out;
-    rc = answer_loss_run(&run, err);
+    rc = answer_loss_mean(&run, &out->loss, err);
     if (rc == 0)
         rc = err_set(err, ERR_INVALID, "validate: no item has %d tokens", o->validate_length);
     if (rc < 0)
         goto out;
-    out->loss = sum.loss / sum.n_items;
-    out->n_items = sum.n_items;
+    out->n_items = rc;
     out->seconds = (double)(clock_ns() - t0) * 1e-9;
     strbuf_addf(&text, "%s\nloss,items,seconds\n%.17g,%d,%.3f\n", key.buf, out->loss, out->n_items,
                 out->seconds);

@@ -1,0 +1,24 @@
+/*
+ * layer_scale - holds the profile's first-order influence against the truth, layer by layer.
+ *
+ * Influence adds up what every hidden key would take away alone. A layer that looks everywhere with
+ * small weights loses less than that sum. So one layer at a time gets uniform spans of the density,
+ * all others stay dense, and the loss that this costs is measured through the engine; the layer's
+ * influence is scaled to add up to it. n_layers + 1 runs over the items of each length.
+ */
+#ifndef LAYER_SCALE_H
+#define LAYER_SCALE_H
+
+#include "engine/plan/search/profile.h"
+
+struct layer_scale {
+    double factor[SEARCH_MAX_LENGTHS][MODEL_MAX_LAYERS];
+    bool was_kept; /* from an earlier run */
+    double seconds;
+};
+
+/* Scales band and sink of p in place. ERR_CLOSED when it was interrupted. */
+int layer_scale_apply(struct layer_scale *out, struct profile *p, const struct search_options *o,
+                      const struct calibration *c, struct err *err);
+
+#endif
