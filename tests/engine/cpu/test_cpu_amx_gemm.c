@@ -18,7 +18,7 @@
 #if defined(__x86_64__)
 extern const struct cpu_gemm cpu_amx_gemm_modelled;
 
-#define MARGIN   3 /* floats between two rows of y, which nobody may write */
+#define MARGIN 3 /* floats between two rows of y, which nobody may write */
 
 /* Memory whose last byte lies before a page that nobody may touch. */
 struct guarded {
