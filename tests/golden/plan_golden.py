@@ -35,6 +35,7 @@ CASES = [  # model, prompt tokens, the optimiser's convention
     ("llama-gqa-tied", 3000, False),
     ("llama-head128-gelu", 90, False), ("llama-head128-gelu", 777, True),  # sizes that CUDA has
     ("llama-head128-gelu", 2500, False), ("llama-head256", 400, False),
+    ("neox-pythia", 333, False), ("neox-pythia", 1100, True),
 ]
 
 
@@ -91,7 +92,8 @@ class Model:
         self.w = read_safetensors(os.path.join(folder, "model.safetensors"))
         c = self.config
         self.n_layers = c["num_hidden_layers"]
-        self.n_heads, self.n_kv = c["num_attention_heads"], c["num_key_value_heads"]
+        self.n_heads = c["num_attention_heads"]
+        self.n_kv = c.get("num_key_value_heads", self.n_heads)
         self.head_dim = c.get("head_dim", c["hidden_size"] // self.n_heads)
         self.theta = c.get("rope_theta", 10000.0)
 
@@ -109,7 +111,7 @@ class Model:
 
     def rope(self, x, pos):
         """x [rows, heads, head_dim], rotated by position: in halves, as transformers has it."""
-        half = self.head_dim // 2
+        half = x.shape[-1] // 2
         angle = pos[:, None] * self.theta ** (-np.arange(half) / half)
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
         a, b = x[..., :half], x[..., half:]
@@ -120,11 +122,14 @@ class Model:
         self.k = [np.zeros((0, self.n_kv, self.head_dim)) for _ in range(self.n_layers)]
         self.v = list(self.k)
 
-    def attend(self, h, layer, pos):
+    def project(self, h, layer, pos):
         p = f"model.layers.{layer}.self_attn."
         q = self.rope(self.linear(h, p + "q_proj").reshape(len(h), self.n_heads, -1), pos)
         k = self.rope(self.linear(h, p + "k_proj").reshape(len(h), self.n_kv, -1), pos)
-        v = self.linear(h, p + "v_proj").reshape(len(h), self.n_kv, -1)
+        return q, k, self.linear(h, p + "v_proj").reshape(len(h), self.n_kv, -1)
+
+    def attend(self, h, layer, pos):
+        q, k, v = self.project(h, layer, pos)
         self.k[layer] = np.concatenate([self.k[layer], k])
         self.v[layer] = np.concatenate([self.v[layer], v])
         out = np.empty_like(q)
@@ -135,23 +140,64 @@ class Model:
             scores[~mask] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             out[:, head] = weights / weights.sum(-1, keepdims=True) @ self.v[layer][:, kv]
-        return self.linear(out.reshape(len(h), -1), p + "o_proj")
+        return self.linear(out.reshape(len(h), -1), self.attention_out % layer)
+
+    attention_out = "model.layers.%d.self_attn.o_proj"
+    outer = "model.embed_tokens", "model.norm", "lm_head"
+
+    def layer(self, x, layer, pos):
+        p = f"model.layers.{layer}."
+        x = x + self.attend(self.norm(x, p + "input_layernorm"), layer, pos)
+        h = self.norm(x, p + "post_attention_layernorm")
+        gate, up = self.linear(h, p + "mlp.gate_proj"), self.linear(h, p + "mlp.up_proj")
+        return x + self.linear(self.activate(gate) * up, p + "mlp.down_proj")
 
     def logprobs(self, ids):
         """The log-probabilities behind each of the next rows."""
-        x = self.w["model.embed_tokens.weight"][ids]
+        table, norm, head = self.outer
+        x = self.w[table + ".weight"][ids]
         pos = np.arange(self.n, self.n + len(ids))
         self.n += len(ids)
         for layer in range(self.n_layers):
-            p = f"model.layers.{layer}."
-            x = x + self.attend(self.norm(x, p + "input_layernorm"), layer, pos)
-            h = self.norm(x, p + "post_attention_layernorm")
-            gate, up = self.linear(h, p + "mlp.gate_proj"), self.linear(h, p + "mlp.up_proj")
-            x = x + self.linear(self.activate(gate) * up, p + "mlp.down_proj")
-        tied = self.config["tie_word_embeddings"]
-        logits = self.linear(self.norm(x, "model.norm"), "model.embed_tokens" if tied else "lm_head")
+            x = self.layer(x, layer, pos)
+        logits = self.linear(self.norm(x, norm), table if self.config["tie_word_embeddings"] else head)
         logits -= logits.max(-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+class Neox(Model):
+    """GPT-NeoX: biases, fused heads, partial rotation, a parallel residual."""
+
+    attention_out = "gpt_neox.layers.%d.attention.dense"
+    outer = "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out"
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.theta = self.config["rotary_emb_base"]
+
+    def norm(self, x, name):
+        x = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((x * x).mean(-1, keepdims=True) + self.config["layer_norm_eps"])
+        return x / scale * self.w[name + ".weight"] + self.w[name + ".bias"]
+
+    def linear(self, x, name):
+        return x @ self.w[name + ".weight"].T + self.w.get(name + ".bias", 0)
+
+    def turn(self, x, pos):
+        n = int(self.head_dim * self.config["rotary_pct"])
+        return np.concatenate([self.rope(x[..., :n], pos), x[..., n:]], -1)
+
+    def project(self, h, layer, pos):
+        fused = self.linear(h, f"gpt_neox.layers.{layer}.attention.query_key_value")
+        q, k, v = np.split(fused.reshape(len(h), self.n_heads, -1), 3, -1)
+        return self.turn(q, pos), self.turn(k, pos), v
+
+    def layer(self, x, layer, pos):
+        p = f"gpt_neox.layers.{layer}."
+        h = self.norm(x, p + "post_attention_layernorm")
+        inner = self.activate(self.linear(h, p + "mlp.dense_h_to_4h"))
+        x_out = x + self.attend(self.norm(x, p + "input_layernorm"), layer, pos)
+        return x_out + self.linear(inner, p + "mlp.dense_4h_to_h")
 
 
 def make_case(model, name, n_prompt, excludes_sink, seed):
@@ -187,7 +233,8 @@ def make_case(model, name, n_prompt, excludes_sink, seed):
 def main():
     cases = []
     for at, (name, n_prompt, excludes_sink) in enumerate(CASES):
-        model, seed, case = Model(name), 1000 * at + 1, None
+        kind = Neox if name.startswith("neox") else Model
+        model, seed, case = kind(name), 1000 * at + 1, None
         while case is None:
             case = make_case(model, name, n_prompt, excludes_sink, seed)
             seed += 1
