@@ -6,7 +6,7 @@
 #ifndef BLOCK_CONFIG_H
 #define BLOCK_CONFIG_H
 
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 
 struct json_fields;
 

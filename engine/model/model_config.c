@@ -10,7 +10,7 @@
 #include "base/json_file.h"
 #include "engine/model/block_config.h"
 #include "engine/model/json_fields.h"
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 #include "engine/model/model_family.h"
 #include "engine/model/rope_config.h"
 #include "engine/model/safetensors.h"

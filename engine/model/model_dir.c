@@ -3,7 +3,7 @@
  * model.h.
  */
 #include "base/err.h"
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 #include "engine/model/weights_dir.h"
 
 #include <stdio.h>

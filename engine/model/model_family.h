@@ -4,7 +4,7 @@
 #ifndef MODEL_FAMILY_H
 #define MODEL_FAMILY_H
 
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 
 #include <stdbool.h>
 

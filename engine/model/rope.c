@@ -6,7 +6,7 @@
  */
 #include "engine/model/rope.h"
 
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 
 #include <math.h>
 

@@ -5,7 +5,7 @@
 
 #include "base/err.h"
 #include "engine/model/json_fields.h"
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 
 #include <jansson.h>
 #include <limits.h>

@@ -9,7 +9,7 @@
 #define STACK_H
 
 #include "engine/backend.h"
-#include "engine/model/model.h"
+#include "engine/model/model_config.h"
 
 /* One decoder layer. A weight whose data is NULL is one that the architecture does not have. */
 struct stack_layer {
