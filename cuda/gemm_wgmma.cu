@@ -684,7 +684,10 @@ template <typename T> static int clusters_count(struct cuda_backend *cb, struct 
         config.dynamicSmemBytes = SMEM_BYTES;
         config.attrs = &attr;
         config.numAttrs = 1;
-        CUDA_TRY(err, cudaOccupancyMaxActiveClusters(&cb->gemm_clusters[n], kernel, &config));
+        if (cudaOccupancyMaxActiveClusters(&cb->gemm_clusters[n], kernel, &config) != cudaSuccess) {
+            cudaGetLastError();
+            cb->gemm_clusters[n] = 0; /* sums go through memory then */
+        }
     }
     return 0;
 }
