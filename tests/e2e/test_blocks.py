@@ -144,6 +144,32 @@ def test_context_is_counted_in_tokens(served):
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.skipif("E2E_OTHER_DEVICE" not in os.environ, reason="names the other device, cuda")
+@pytest.mark.parametrize("model", ["demo-block", "demo-llama"])
+def test_another_device_gives_the_same_tokens(model):
+    """Greedy in f32: one by one on the CPU, and a crowd of unequal requests on the other device."""
+    path = os.path.join(ROOT, "models", model)
+    prompts = [list(range(3, 3 + n)) for n in (1, 2, 3, 4, 5, 7, 8, 21, 60, 200)] * 2
+    answers = []
+    for device, seats in (("cpu", 1), (os.environ["E2E_OTHER_DEVICE"], 8)):
+        daemon = Daemon("--max-batch", str(seats), "--dtype", "f32", "--device", device, model=path)
+        results = [None] * len(prompts)
+
+        def ask(i):
+            results[i] = complete(daemon, prompts[i], max_tokens=64 - 3 * i)[1]
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+            if seats == 1:
+                thread.join()
+        for thread in threads:
+            thread.join()
+        assert daemon.stop() == 0, daemon.output()
+        answers.append([r["choices"][0]["token_ids"] for r in results])
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("shape, params, per_token", [
     ("block-33m", 33846272, 768), ("block-170m", 173164032, 4608),
     ("block-420m", 420313088, 12288), ("block-1.4b", 1448800256, 24576)])
