@@ -59,11 +59,6 @@ def test_bad_field_is_400_and_named(daemon, model, field, value):
     assert error["param"] == field or field in error["message"]
 
 
-def test_nul_in_a_prompt_is_400(daemon, model):
-    status, answer = ask(daemon, model, prompt="a\x00b")
-    assert status == 400 and "u0000" in check_error(answer)["message"]
-
-
 def test_nulls_are_defaults(daemon, model):
     nulls = dict.fromkeys(["temperature", "top_p", "n", "stream", "logprobs", "echo", "stop", "seed",
                            "presence_penalty", "frequency_penalty", "logit_bias", "suffix",
