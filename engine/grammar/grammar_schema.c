@@ -6,6 +6,7 @@
 
 #include "engine/grammar/grammar_schema_impl.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,10 +239,19 @@ static const json_t *step_into(const json_t *at, const char *name, size_t len)
     size_t n = 0;
 
     for (size_t i = 0; i < len && n + 1 < sizeof(key); i++) {
-        if (name[i] == '~' && i + 1 < len)
-            key[n++] = name[++i] == '1' ? '/' : '~';
-        else
-            key[n++] = name[i];
+        char c = name[i];
+
+        /* A fragment of a URI first, a pointer then. */
+        if (c == '%' && i + 2 < len && isxdigit((unsigned char)name[i + 1]) &&
+            isxdigit((unsigned char)name[i + 2])) {
+            const char hex[] = {name[i + 1], name[i + 2], '\0'};
+
+            c = (char)strtoul(hex, NULL, 16);
+            i += 2;
+        }
+        if (c == '~' && i + 1 < len)
+            c = name[++i] == '1' ? '/' : '~';
+        key[n++] = c;
     }
     key[n] = '\0';
     if (json_is_array(at))
@@ -380,6 +390,26 @@ static bool is_whole(const char *key)
     return false;
 }
 
+/* Does `type` allow every type that the keyword beside it leaves? */
+static bool type_says_nothing(struct schema_reader *s, const json_t *schema, const char *keyword)
+{
+    const json_t *v = json_object_get(schema, keyword), *one;
+    int allowed = types_of(s, schema);
+
+    if (allowed & TYPE_NUMBER)
+        allowed |= TYPE_INTEGER;
+    if (!strcmp(keyword, "$ref")) {
+        one = behind_refs(s, resolve(s, v));
+        return one && !(value_types(s, one) & ~allowed);
+    }
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        one = behind_refs(s, json_array_get(v, i));
+        if (!one || (value_types(s, one) & ~allowed))
+            return false;
+    }
+    return true;
+}
+
 /* Every member is understood, and nothing binds beside a keyword that says everything. */
 static const char *check_members(struct schema_reader *s, const json_t *schema)
 {
@@ -406,8 +436,8 @@ static const char *check_members(struct schema_reader *s, const json_t *schema)
     if (says_all && binding)
         schema_refuse(s, binding, "beside $ref, const, enum or a union is not supported");
     if (says_all && strcmp(says_all, "enum") && strcmp(says_all, "const") &&
-        json_object_get(schema, "type"))
-        schema_refuse(s, "type", "beside $ref or a union is not supported");
+        json_object_get(schema, "type") && !type_says_nothing(s, schema, says_all))
+        schema_refuse(s, "type", "beside $ref or a union must allow all that they allow");
     return says_all;
 }
 

@@ -11,6 +11,7 @@
 
 #define MOST_MULTIPLES 2000 /* that are written out one by one */
 #define MAX_MODULUS    1000
+#define MAX_PLACES     6 /* of a fraction that numbers are to be multiples of */
 
 /* Strings */
 
@@ -113,24 +114,101 @@ static const struct expr *multiples(struct schema_reader *s, int64_t of, struct 
     return e;
 }
 
-/* Decimals of as many places as a multipleOf of 0.1, 0.01, ... leaves. */
-static const struct expr *decimals(struct schema_reader *s, double of)
+/* A decimal fraction: units / 10^places, in its lowest terms of ten. */
+struct decimal {
+    int64_t units, power; /* power is 10^places */
+    int places;
+};
+
+/* False for a number that takes more than MAX_PLACES places. */
+static bool decimal_of(double d, struct decimal *out)
 {
-    struct grammar_build *b = s->b;
-    double power = 1;
+    *out = (struct decimal){.power = 1};
+    for (; out->places <= MAX_PLACES; out->places++, out->power *= 10) {
+        double units = round(d * (double)out->power);
 
-    for (int places = 1; places <= 6; places++) {
-        power *= 10;
-        if (of * power == 1.0) {
-            const struct expr *digit = expr_byte_range(b, '0', '9');
-            const struct expr *part =
-                expr_seq(b, expr_str(b, "."), expr_repeat(b, digit, 1, places));
-
-            return expr_seq(b, grammar_json_integer(&s->json), expr_repeat(b, part, 0, 1));
+        if (units / (double)out->power == d) {
+            out->units = (int64_t)units;
+            return true;
         }
     }
-    schema_refuse(s, "multipleOf", "is supported for integers, 0.1, 0.01 and so on");
-    return expr_never(b);
+    return false;
+}
+
+static int64_t common_divisor(int64_t a, int64_t b)
+{
+    return b ? common_divisor(b, a % b) : a;
+}
+
+/* units / 10^places as JSON has it, without zeros at its end. */
+static const struct expr *decimal_text(struct schema_reader *s, int64_t units, struct decimal of)
+{
+    int64_t size = units < 0 ? -units : units, part = size % of.power;
+    char text[64];
+    int n =
+        snprintf(text, sizeof(text), "%s%lld", units < 0 ? "-" : "", (long long)(size / of.power));
+
+    if (part) {
+        n += snprintf(text + n, sizeof(text) - (size_t)n, ".%0*lld", of.places, (long long)part);
+        while (text[n - 1] == '0')
+            text[--n] = '\0';
+    }
+    return expr_text(s->b, text, (size_t)n);
+}
+
+/* What stands behind the integer of a multiple of 1 / n: fractions repeat from one to the next. */
+static const struct expr *parts_of_one(struct schema_reader *s, struct decimal of)
+{
+    const struct expr *e = expr_empty(s->b);
+
+    if (of.units == 1) /* all digits there is place for */
+        return expr_alt(s->b, e,
+                        expr_seq(s->b, expr_str(s->b, "."),
+                                 expr_repeat(s->b, expr_byte_range(s->b, '0', '9'), 1, of.places)));
+    for (int64_t units = of.units; units < of.power && grammar_step(s->b); units += of.units) {
+        char text[32];
+        int n = snprintf(text, sizeof(text), ".%0*lld", of.places, (long long)units);
+
+        while (text[n - 1] == '0')
+            text[--n] = '\0';
+        e = expr_alt(s->b, e, expr_text(s->b, text, (size_t)n));
+    }
+    return e;
+}
+
+/* Multiples of a fraction: written out within bounds, or of 1 / n without any. */
+static const struct expr *decimals(struct schema_reader *s, double multiple,
+                                   struct grammar_json_bounds bounds)
+{
+    const struct expr *e = expr_never(s->b);
+    struct decimal of;
+    int64_t first, last;
+
+    if (!decimal_of(multiple, &of)) {
+        schema_refuse(s, "multipleOf", "has more decimal places than this server supports");
+        return e;
+    }
+    if (isinf(bounds.lo) && isinf(bounds.hi) && of.power % of.units == 0 &&
+        (of.units == 1 || of.power / of.units <= MOST_MULTIPLES))
+        return expr_seq(s->b, grammar_json_integer(&s->json), parts_of_one(s, of));
+    if (!(bounds.lo > -1e12 && bounds.hi < 1e12)) {
+        schema_refuse(s, "multipleOf",
+                      "of a fraction is supported for 0.1, 0.25, 0.5 and the "
+                      "like, or with a minimum and a maximum");
+        return e;
+    }
+    first = (int64_t)ceil(bounds.lo / multiple) - 1;
+    last = (int64_t)floor(bounds.hi / multiple) + 1;
+    if (last - first > MOST_MULTIPLES)
+        last = first + MOST_MULTIPLES;
+    for (int64_t i = first; i <= last && grammar_step(s->b); i++) {
+        double v = (double)(i * of.units) / (double)of.power;
+
+        if ((v > bounds.lo || (v == bounds.lo && !bounds.excludes_lo)) &&
+            (v < bounds.hi || (v == bounds.hi && !bounds.excludes_hi)))
+            e = expr_alt(s->b, e, decimal_text(s, i * of.units, of));
+    }
+    return e;
 }
 
 const struct expr *schema_of_number(struct schema_reader *s, const json_t *schema, bool integer)
@@ -139,6 +217,7 @@ const struct expr *schema_of_number(struct schema_reader *s, const json_t *schem
     const json_t *multiple = json_object_get(schema, "multipleOf");
     double of = json_number_value(multiple);
     bool bounded = !isinf(bounds.lo) || !isinf(bounds.hi);
+    struct decimal fraction;
 
     if (multiple && (!json_is_number(multiple) || !(of > 0 && of < 1e15))) {
         schema_refuse(s, "multipleOf", "must be a number above 0");
@@ -146,12 +225,16 @@ const struct expr *schema_of_number(struct schema_reader *s, const json_t *schem
     }
     if (multiple && of == floor(of))
         return multiples(s, (int64_t)of, whole_bounds(bounds));
-    if (multiple && (integer || bounded)) {
-        schema_refuse(s, "multipleOf", "of a fraction beside bounds or integers is not supported");
+    if (multiple && integer) {
+        /* The integers among the multiples of a / b in lowest terms are the multiples of a. */
+        if (decimal_of(of, &fraction))
+            return multiples(s, fraction.units / common_divisor(fraction.units, fraction.power),
+                             whole_bounds(bounds));
+        schema_refuse(s, "multipleOf", "has more decimal places than this server supports");
         return expr_never(s->b);
     }
     if (multiple)
-        return decimals(s, of);
+        return decimals(s, of, bounds);
     if (integer && bounded) {
         struct int_bounds w = whole_bounds(bounds);
 
