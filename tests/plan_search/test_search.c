@@ -347,11 +347,11 @@ START_TEST(search__scales_layers_to_what_their_spans_cost)
     ck_assert_msg(search_run(&j.o, STAGE_ALL, "test", &err) == 0, "%s", err.msg);
     snprintf(path, sizeof(path), "%s/layer_scale.csv", j.o.dir);
     ck_assert_msg(file_read_text(&text, NULL, path, 1 << 20, &err) == 0, "%s", err.msg);
-    strbuf_addf(&out, "%.*s\nlength,layer,factor\n", (int)(strchr(text, '\n') - text), text);
+    strbuf_addf(&out, "%.*s\nlength,unit,factor\n", (int)(strchr(text, '\n') - text), text);
     /* Had layer 1 cost nothing, it would get the least. */
     for (int i = 0; i < j.o.n_lengths; i++)
-        for (int layer = 0; layer < 3; layer++)
-            strbuf_addf(&out, "%d,%d,%g\n", j.o.length[i], layer, layer == 1 ? 1e-9 : 1.0);
+        for (int unit = 0; unit < 6; unit++)
+            strbuf_addf(&out, "%d,%d,%g\n", j.o.length[i], unit, unit / 2 == 1 ? 1e-9 : 1.0);
     write_file(path, out.buf, out.len);
     ck_assert_msg(search_run(&j.o, STAGE_ALL, "test", &err) == 0, "%s", err.msg);
     for (size_t layer = 0; layer < 3; layer++)

@@ -115,25 +115,21 @@ static int profile(struct search *s, struct err *err)
 
 static int scale_layers(struct search *s, struct err *err)
 {
-    struct layer_scale *l = s->o->scale_layers ? calloc(1, sizeof(*l)) : NULL;
-    int rc = 0, longest = s->profile.n_lengths - 1;
+    struct layer_scale l;
+    int rc, last = s->profile.n_lengths - 1;
+    double least = INFINITY, most = 0;
 
     if (!s->o->scale_layers)
         return 0;
-    if (!l)
-        return err_set(err, ERR_NO_ROOM, "layer scale: out of memory");
-    rc = layer_scale_apply(l, &s->profile, s->o, &s->items, err);
-    if (rc == 0) {
-        double least = INFINITY, most = 0;
-
-        for (int i = 0; i < s->profile.n_layers; i++) {
-            least = fmin(least, l->factor[longest][i]);
-            most = fmax(most, l->factor[longest][i]);
-        }
-        tell(s, "scale      layers by %.3g to %.3g at %d tokens, %.1f s%s", least, most,
-             s->profile.at[longest].length, l->seconds, l->was_kept ? " (kept)" : "");
+    rc = layer_scale_apply(&l, &s->profile, s->o, &s->items, err);
+    for (int u = 0; rc == 0 && u < s->profile.n_layers * s->profile.units_per_layer; u++) {
+        least = fmin(least, l.factor[last][u]);
+        most = fmax(most, l.factor[last][u]);
     }
-    free(l);
+    if (rc == 0)
+        tell(s, "scale      influence by %.3g to %.3g at %d tokens, %.1f s%s", least, most,
+             s->profile.at[last].length, l.seconds, l.was_kept ? " (kept)" : "");
+    layer_scale_release(&l);
     return rc;
 }
 
