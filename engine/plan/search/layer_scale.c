@@ -26,17 +26,38 @@ struct scaling {
     const struct search_options *o;
     const struct calibration *c;
     const struct profile *p;
-    struct search_input in; /* dense, and uniform spans */
-    struct kv_rule rules[2];
-    int *rule; /* [n_units] */
+    struct search_input in;
+    struct kv_rule rules[2]; /* dense, and the cheapest of the grid */
+    int *rule;               /* [n_units] */
 };
+
+/* The rule that keeps least at the longest length: what a unit of no account will get. */
+static int find_cheapest(const struct scaling *s, struct kv_rule *out, struct err *err)
+{
+    struct kv_rule *rules = NULL;
+    int n_rules = 0, longest = s->p->at[s->p->n_lengths - 1].length;
+    int rc = rule_grid_make(&rules, &n_rules, &s->o->grid, err);
+    int64_t least = INT64_MAX;
+
+    for (int r = 0; r < n_rules && rc == 0; r++) {
+        int64_t tokens = kv_rule_tokens(&rules[r], longest, s->in.convention);
+
+        if (tokens >= least)
+            continue;
+        least = tokens;
+        *out = rules[r];
+    }
+    free(rules);
+    return rc;
+}
 
 static int init(struct scaling *s, struct err *err)
 {
     const struct search_options *o = s->o;
 
+    int rc;
+
     s->rules[0] = (struct kv_rule){.kind = KV_RULE_ELASTIC, .alpha = 0, .beta = 1};
-    s->rules[1] = (struct kv_rule){.kind = KV_RULE_ELASTIC, .alpha = 0, .beta = o->density};
     s->in =
         (struct search_input){.n_layers = s->p->n_layers,
                               .units_per_layer = s->p->units_per_layer,
@@ -45,11 +66,14 @@ static int init(struct scaling *s, struct err *err)
                               .convention = o->config->span_convention == PLAN_SPAN_EXCLUDES_SINK
                                                 ? KV_SPAN_EXCLUDES_SINK
                                                 : KV_SPAN_INCLUDES_SINK};
+    rc = find_cheapest(s, &s->rules[1], err);
+    if (rc < 0)
+        return rc;
     s->rule = calloc((size_t)s->p->n_layers * (size_t)s->p->units_per_layer, sizeof(*s->rule));
     return s->rule ? 0 : err_set(err, ERR_NO_ROOM, "layer scale: out of memory");
 }
 
-/* The loss with uniform spans in units first .. end - 1; label says which those are. */
+/* The loss with the cheapest spans in units first .. end - 1; label says which those are. */
 static int loss_without(const struct scaling *s, int length, int first, int end, const char *label,
                         double *out, struct err *err)
 {
@@ -72,7 +96,7 @@ static int loss_without(const struct scaling *s, int length, int first, int end,
     return rc < 0 ? rc : 0;
 }
 
-/* What the profile says that uniform spans hide in a unit, a mean over items. */
+/* What the profile says that the cheapest spans hide in a unit, a mean over items. */
 static double predicted(const struct scaling *s, int length_idx, int unit)
 {
     const struct profile_length *at = &s->p->at[length_idx];
@@ -231,7 +255,8 @@ int layer_scale_apply(struct layer_scale *out, struct profile *p, const struct s
     search_path(path, sizeof(path), o, "layer_scale.csv");
     strbuf_addstr(&key, "# ");
     search_key_profile(&key, o);
-    strbuf_addf(&key, " units=%d density=%.6g", p->units_per_layer, o->density);
+    strbuf_addf(&key, " units=%d rule=%.6g,%.6g", p->units_per_layer, s.rules[1].alpha,
+                s.rules[1].beta);
     if (rc == 0 && key.failed)
         rc = err_set(err, ERR_NO_ROOM, "layer scale: out of memory");
     if (rc == 0)

@@ -2,11 +2,11 @@
  * layer_scale - holds the profile's first-order influence against the truth, layer by layer.
  *
  * Influence adds up what every hidden key would take away alone. A layer that looks everywhere with
- * small weights loses less than that sum. So one layer at a time gets uniform spans of the density,
- * all others stay dense, and the loss that this costs is measured through the engine; the layer's
- * influence is scaled to add up to it. In the layers that cost most the same is done unit by unit,
- * which tells how the layer's loss is dealt to them. Runs over the items of each length: n_layers +
- * 1, and the units of those layers.
+ * small weights loses less than that sum. So one layer at a time gets the cheapest spans of the
+ * grid, all others stay dense, and the loss that this costs is measured through the engine; the
+ * layer's influence is scaled to add up to it. In the layers that cost most the same is done unit
+ * by unit, which tells how the layer's loss is dealt to them. Runs over the items of each length:
+ * n_layers + 1, and the units of those layers.
  */
 #ifndef LAYER_SCALE_H
 #define LAYER_SCALE_H
