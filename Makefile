@@ -89,7 +89,7 @@ $(BIN)/spand: $(MAIN_OBJ) $(SERVER_OBJ) $(CORE_OBJ)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS) $(CUDA_LIBS)
 
-$(BIN)/spand-bench: $(BENCH_OBJ) $(CORE_OBJ)
+$(BIN)/spand-bench: $(BENCH_OBJ) $(SERVER_OBJ) $(CORE_OBJ)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) $(CUDA_LIBS)

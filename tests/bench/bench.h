@@ -9,6 +9,7 @@ int bench_engine(int argc, char **argv) __attribute__((weak));
 int bench_load(int argc, char **argv) __attribute__((weak));
 int bench_kernels(int argc, char **argv);
 int bench_tokenizer(int argc, char **argv) __attribute__((weak));
+int bench_request(int argc, char **argv) __attribute__((weak));
 int bench_http(int argc, char **argv) __attribute__((weak));
 
 /* Sorts the n values. */

@@ -41,6 +41,8 @@ int main(int argc, char **argv)
         {"load", "tokens per second of many requests, prompts and answers together", bench_load},
         {"kernels", "each op of the CPU backend in GB/s and GFLOP/s", bench_kernels},
         {"tokenizer", "bytes per second of encoding and decoding", bench_tokenizer},
+        {"request", "microseconds a request beside the model: JSON, template, tokens, answer",
+         bench_request},
         {"http", "streams per second over loopback", bench_http},
     };
     const int n = (int)(sizeof(benches) / sizeof(benches[0]));
