@@ -236,9 +236,26 @@ static const struct {
 
 static char plan_path[64];
 
-/* A rule of its own for every head: dense, at the floor, and in between. */
-static void write_plan(int n_layers, int n_heads)
+/* SPAND_TEST_DEVICE=cuda (with CK_FORK=no): snapshots there, with heads that it has kernels for. */
+struct device_model {
+    const char *device, *dir;
+    int n_layers, n_heads,
+        memory; /* memory: of a token's keys, as a multiple of the tiny model's */
+};
+
+static struct device_model device_model(void)
 {
+    const char *name = getenv("SPAND_TEST_DEVICE");
+
+    if (name && *name && strcmp(name, "cpu"))
+        return (struct device_model){name, "tests/golden/models/llama-head128-gelu", 2, 2, 3};
+    return (struct device_model){"cpu", model_dir, 3, 4, 1};
+}
+
+/* A rule of its own for every head: dense, at the floor, and in between. */
+static void write_plan(void)
+{
+    int n_layers = device_model().n_layers, n_heads = device_model().n_heads;
     static const int alphas[] = {0, 0, 64, -32}, betas[] = {100, 0, 30, 80};
     FILE *f;
     int fd;
@@ -263,9 +280,10 @@ static void write_plan(int n_layers, int n_heads)
 static struct engine *open_planned(const char *cache, const char *memory, const char *plan,
                                    const char *length, const char *run_ahead)
 {
+    struct device_model m = device_model();
     const char *flags[] = {cache,
                            "--model",
-                           test_path(model_dir),
+                           test_path(m.dir),
                            "--kv-memory",
                            memory,
                            "--page-entries",
@@ -281,7 +299,7 @@ static struct engine *open_planned(const char *cache, const char *memory, const 
                            "--max-batch",
                            "4",
                            "--device",
-                           "cpu",
+                           m.device,
                            "--run-ahead",
                            run_ahead,
                            "--plan",
@@ -380,7 +398,7 @@ START_TEST(prefix_cache__keeps_what_rings_held)
     int vocab_size;
     int64_t n_found = 0;
 
-    write_plan(3, 4);
+    write_plan();
     plain = open_planned("--no-prefix-cache", "64MiB", plans[_i].plan, plans[_i].length, "off");
     cached = open_planned("--prefix-cache", "64MiB", plans[_i].plan, plans[_i].length,
                           _i % 2 ? "on" : "off");
@@ -419,14 +437,16 @@ END_TEST
 /* All prompts of a tree at once, in pools that hold one and a half or many of them. */
 START_TEST(prefix_cache__gives_up_snapshots_under_pressure)
 {
-    static const char *const memories[] = {"2MiB", "192KiB", "112KiB"};
+    static const int memories[] = {2048, 192, 112}; /* KiB */
+    char memory[32];
     static struct long_prompt prompts[N_PROMPTS];
     struct engine *plain, *cached;
     struct engine_stats stats;
 
-    write_plan(3, 4);
+    write_plan();
     plain = open_planned("--no-prefix-cache", "64MiB", "mixed", "300", "off");
-    cached = open_planned("--prefix-cache", memories[_i], "mixed", "300", "on");
+    snprintf(memory, sizeof(memory), "%dKiB", memories[_i] * device_model().memory);
+    cached = open_planned("--prefix-cache", memory, "mixed", "300", "on");
     for (uint64_t tree = 2000; tree < 2012; tree++) {
         struct collected want[N_PROMPTS], got[N_PROMPTS];
 
