@@ -74,7 +74,7 @@ static int refuse_type(struct api_error *e, const char *name, const char *want, 
                          json_in_kind(v));
 }
 
-static int refuse_nul(struct api_error *e, const char *name)
+int openai_refuse_nul(struct api_error *e, const char *name)
 {
     return api_error_set(e, 400, name, NULL, "'%s' must not hold the character U+0000.", name);
 }
@@ -166,7 +166,7 @@ static int read_stop(struct openai_reader *r, const char *name, const json_t *v)
                                  OPENAI_MAX_STOP_BYTES);
         stops[i] = json_in_word(item);
         if (!stops[i])
-            return refuse_nul(r->e, name);
+            return openai_refuse_nul(r->e, name);
     }
     r->out->sampling.stop = stops;
     r->out->sampling.n_stop = (int)n;
@@ -276,7 +276,7 @@ static int read_bad_words(struct openai_reader *r, const char *name, const json_
                                  i, name, OPENAI_MAX_WORD_BYTES);
         r->out->bad_words[i] = json_in_word(word);
         if (!r->out->bad_words[i])
-            return refuse_nul(r->e, name);
+            return openai_refuse_nul(r->e, name);
     }
     r->out->n_bad_words = (int)n;
     return 0;
@@ -310,7 +310,7 @@ static int read_cache_salt(struct openai_reader *r, const char *name, const json
     if (!json_is_string(v) || json_string_length(v) == 0)
         return refuse_type(r->e, name, "a string that is not empty", v);
     r->out->cache_salt = json_in_word(v);
-    return r->out->cache_salt ? 0 : refuse_nul(r->e, name);
+    return r->out->cache_salt ? 0 : openai_refuse_nul(r->e, name);
 }
 
 static int read_encoding(struct openai_reader *r, const char *name, const json_t *v)

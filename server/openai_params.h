@@ -150,5 +150,6 @@ int openai_read_response_format(struct openai_reader *r, const char *name, const
 int openai_read_structured(struct openai_reader *r, const char *name, const json_t *v);
 
 int openai_refuse_no_room(struct api_error *e);
+int openai_refuse_nul(struct api_error *e, const char *name);
 
 #endif

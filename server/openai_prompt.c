@@ -56,6 +56,8 @@ static int read_one_prompt(struct openai_reader *r, const char *name, const json
     if (r->api == API_EMBEDDINGS && json_is_string(v) && json_string_length(v) == 0)
         return api_error_set(r->e, 400, name, NULL, "'%s' must not be an empty string.", name);
     if (json_is_string(v)) {
+        if (!json_in_word(v))
+            return openai_refuse_nul(r->e, name);
         out->text = json_string_value(v);
         out->text_len = json_string_length(v);
         return 0;
@@ -126,6 +128,10 @@ static int read_parts(struct openai_reader *r, const json_t *parts, struct engin
                                i, type ? type : "(none)");
             goto out;
         }
+        if (!json_in_word(body)) {
+            rc = openai_refuse_nul(r->e, "messages");
+            goto out;
+        }
         if (i > 0)
             strbuf_addch(&text, '\n');
         strbuf_add(&text, json_string_value(body), json_string_length(body));
@@ -175,6 +181,8 @@ static int read_message(struct openai_reader *r, size_t i, const json_t *v,
     if (openai_read_calls(r, i, v, out) < 0)
         return ERR_INVALID;
     if (json_is_string(content)) {
+        if (!json_in_word(content))
+            return openai_refuse_nul(r->e, "messages");
         out->content = json_string_value(content);
         out->content_len = json_string_length(content);
         return 0;

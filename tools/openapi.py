@@ -65,13 +65,13 @@ SAMPLING = {
         "json": {"anyOf": [ANY_OBJECT, WORD]}, "regex": WORD, "grammar": WORD,
         "choice": {"type": "array", "minItems": 1, "items": WORDS}, "json_object": BOOL})),
 }
-PROMPT = null({"anyOf": [STRING, {**IDS, "minItems": 1}, {"type": "array", "minItems": 1, "items": STRING},
+PROMPT = null({"anyOf": [WORD, {**IDS, "minItems": 1}, {"type": "array", "minItems": 1, "items": WORD},
                          {"type": "array", "minItems": 1, "items": {**IDS, "minItems": 1}}]})
 CALL = obj(["function"], {
     "id": null(STRING), "type": {"enum": ["function", None]}, "function": obj(["name", "arguments"], {
         "name": WORD, "arguments": STRING})})
-CONTENT = {"anyOf": [STRING, {"type": "array", "items": obj(["type", "text"], {
-    "type": {"const": "text"}, "text": STRING})}]}
+CONTENT = {"anyOf": [WORD, {"type": "array", "items": obj(["type", "text"], {
+    "type": {"const": "text"}, "text": WORD})}]}
 CALLS = {"tool_calls": null({"type": "array", "items": CALL}), "tool_call_id": null(STRING), "name": null(STRING),
          "function_call": {"type": "null"}}
 MESSAGE = {"anyOf": [
@@ -95,7 +95,7 @@ def answer(kind, choice):
 
 MESSAGES = {"type": "array", "minItems": 1, "maxItems": 4096, "items": ref("Message")}
 TEXTS = {"type": "array", "minItems": 1, "maxItems": 2048}
-TEXT = {"type": "string", "minLength": 1}
+TEXT = WORDS
 
 SCHEMAS = {
     "Json": {"anyOf": [
@@ -149,9 +149,9 @@ SCHEMAS = {
     "ModelList": {"type": "object", "required": ["object", "data"], "properties": {
         "object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}},
     "TokenizeRequest": obj([], {
-        "model": null(STRING), "prompt": null(STRING), "messages": null(MESSAGES),
+        "model": null(STRING), "prompt": null(WORD), "messages": null(MESSAGES),
         "add_special_tokens": BOOL, "add_generation_prompt": BOOL, "return_token_strs": BOOL},
-        anyOf=[{"required": ["prompt"], "properties": {"prompt": STRING}},
+        anyOf=[{"required": ["prompt"], "properties": {"prompt": WORD}},
                {"required": ["messages"], "properties": {"messages": {"type": "array"}}}]),
     "Tokens": {"type": "object", "required": ["count", "max_model_len", "tokens"], "properties": {
         "count": {"type": "integer"}, "max_model_len": {"type": "integer"}, "tokens": IDS}},

@@ -254,14 +254,17 @@ def test_other_methods_are_405_with_allow(daemon, path):
         assert json.loads(data)["error"]["type"] == "invalid_request_error"
 
 
-def test_text_may_hold_nul_and_words_may_not(daemon, model):
-    status, answer = daemon.post("/v1/completions", {
-        "model": model, "prompt": "a\0b", "max_tokens": 0, "echo": True, "logprobs": 0})
-    assert status == 200 and answer["choices"][0]["text"] == "a\0b"
-    assert "\0" in answer["choices"][0]["logprobs"]["tokens"]
-    status, answer = daemon.post("/tokenize", {
-        "messages": [{"role": "user", "content": "a\0b", "name": "\0"}], "return_token_strs": True})
-    assert status == 200 and "\0" in answer["token_strs"]
+def test_prompts_and_words_hold_no_nul(daemon, model):
+    content = [{"type": "text", "text": "a\0b"}]
+    for path, body, param in (
+            ("/v1/completions", {"prompt": "a\0b"}, "prompt"),
+            ("/v1/completions", {"prompt": ["a", "\0"]}, "prompt"),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a\0b"}]}, "messages"),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}, "messages"),
+            ("/tokenize", {"prompt": "a\0b"}, "prompt")):
+        status, answer = daemon.post(path, {"model": model, **body})
+        assert status == 400 and answer["error"]["param"] == param, (path, body, answer)
+        assert "U+0000" in answer["error"]["message"]
     for field, value in (("stop", "a\0"), ("cache_salt", "a\0"), ("bad_words", ["\0"]), ("structured_outputs", {"regex": "\0"})):
         status, answer = daemon.post("/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1, field: value})
         assert status == 400 and answer["error"]["param"] == field, (field, answer)
