@@ -16,8 +16,13 @@
 #define PAGE      16
 #define MAX_LEN   120
 #define N_PROMPTS 12 /* of a tree */
-#define N_TREES   200
-#define N_NEW     3
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SLOWER 12 /* times: fewer trees then, the addresses are what counts */
+#else
+#define SLOWER 1
+#endif
+#define N_TREES (200 / SLOWER)
+#define N_NEW   3
 
 static const char model_dir[] = "tests/fixtures/engine/tiny";
 
@@ -131,7 +136,7 @@ START_TEST(prefix_cache__gives_what_computing_gives)
             collected_release(&got);
         }
     }
-    ck_assert_int_gt(n_found, 10000);
+    ck_assert_int_gt(n_found, SLOWER > 1 ? 0 : 10000);
     engine_close(plain);
     engine_close(cached);
 }
@@ -150,7 +155,7 @@ START_TEST(prefix_cache__gives_up_pages_under_pressure)
     snprintf(memory, sizeof(memory), "%lld",
              (long long)(info->page_bytes * info->n_layers * info->n_kv_heads * 20));
     cached = open_engine("--prefix-cache", memory);
-    for (uint64_t tree = 1000; tree < 1030; tree++) {
+    for (uint64_t tree = 1000; tree < 1000 + (30 + SLOWER - 1) / SLOWER; tree++) {
         struct collected want[N_PROMPTS], got[N_PROMPTS];
 
         grow_tree(prompts, N_PROMPTS, tree, info->vocab_size);
@@ -403,7 +408,7 @@ START_TEST(prefix_cache__keeps_what_rings_held)
     cached = open_planned("--prefix-cache", "64MiB", plans[_i].plan, plans[_i].length,
                           _i % 2 ? "on" : "off");
     vocab_size = engine_get_info(plain)->vocab_size;
-    for (uint64_t tree = 0; tree < (uint64_t)plans[_i].n_trees; tree++) {
+    for (uint64_t tree = 0; tree < (uint64_t)(plans[_i].n_trees + SLOWER - 1) / SLOWER; tree++) {
         struct known known[2 * N_PROMPTS];
         int n_known = 0;
         char salt[24];
@@ -427,7 +432,7 @@ START_TEST(prefix_cache__keeps_what_rings_held)
             collected_release(&got);
         }
     }
-    ck_assert_int_ge(n_found, 600 * plans[_i].n_trees);
+    ck_assert_int_ge(n_found, SLOWER > 1 ? 1 : 600 * plans[_i].n_trees);
     engine_close(plain);
     engine_close(cached);
     unlink(plan_path);
@@ -447,7 +452,7 @@ START_TEST(prefix_cache__gives_up_snapshots_under_pressure)
     plain = open_planned("--no-prefix-cache", "64MiB", "mixed", "300", "off");
     snprintf(memory, sizeof(memory), "%dKiB", memories[_i] * device_model().memory);
     cached = open_planned("--prefix-cache", memory, "mixed", "300", "on");
-    for (uint64_t tree = 2000; tree < 2012; tree++) {
+    for (uint64_t tree = 2000; tree < 2000 + (12 + SLOWER - 1) / SLOWER; tree++) {
         struct collected want[N_PROMPTS], got[N_PROMPTS];
 
         grow_long_tree(prompts, N_PROMPTS, tree, engine_get_info(plain)->vocab_size);
