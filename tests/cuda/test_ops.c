@@ -93,10 +93,28 @@ END_TEST
 static const struct product {
     int n, n_decode, n_in, n_out;
 } products[] = {
-    {1, 1, 64, 32},      {1, 0, 64, 32},      {7, 7, 40, 31 * 8},  {8, 8, 512, 33 * 8},
-    {9, 9, 520, 96},     {16, 16, 4096, 64},  {17, 9, 264, 264},   {31, 31, 1024, 128},
-    {33, 32, 136, 72},   {64, 63, 2048, 256}, {65, 65, 512, 512},  {130, 65, 88, 152},
-    {200, 1, 768, 2304}, {63, 0, 256, 512},   {129, 0, 11008, 64},
+    {1, 1, 64, 32},
+    {1, 0, 64, 32},
+    {7, 7, 40, 31 * 8},
+    {8, 8, 512, 33 * 8},
+    {9, 9, 520, 96},
+    {16, 16, 4096, 64},
+    {17, 9, 264, 264},
+    {31, 31, 1024, 128},
+    {33, 32, 136, 72},
+    {64, 63, 2048, 256},
+    {65, 65, 512, 512},
+    {130, 65, 88, 152},
+    {200, 1, 768, 2304},
+    {63, 0, 256, 512},
+    {129, 0, 11008, 64},
+    /* Outputs enough for tiles that three CTAs share, and for whole ones. */
+    {5, 5, 264, 4104},
+    {40, 33, 200, 4096},
+    {66, 66, 192, 4096},
+    {128, 128, 136, 4104},
+    {9, 9, 64, 12040},
+    {65, 65, 72, 12040},
 };
 
 /* attn_out is a product with bias and residual, for decode and prompt rows alike. */
@@ -137,8 +155,8 @@ END_TEST
 /* Every activation, gated and plain, RMSNorm and LayerNorm, with and without bias. */
 START_TEST(ffn__is_the_cpus)
 {
-    static const int sizes[][4] = {
-        {1, 1, 64, 40}, {9, 9, 136, 264}, {70, 66, 128, 136}, {40, 3, 256, 688}, {1, 0, 72, 24}};
+    static const int sizes[][4] = {{1, 1, 64, 40},    {9, 9, 136, 264}, {70, 66, 128, 136},
+                                   {40, 3, 256, 688}, {1, 0, 72, 24},   {33, 33, 72, 6408}};
     const int *s = sizes[_i];
 
     for (int v = 0; v < N_DTYPES * 12; v++) {
@@ -403,7 +421,7 @@ TEST_SUITE(cuda_ops)
     tcase_add_test(tc, embed__copies_rows);
     tcase_add_test(tc, embed__takes_the_slots_token);
     tcase_add_loop_test(tc, attn_out__is_the_cpus, 0, sizeof(products) / sizeof(products[0]));
-    tcase_add_loop_test(tc, ffn__is_the_cpus, 0, 5);
+    tcase_add_loop_test(tc, ffn__is_the_cpus, 0, 6);
     tcase_add_loop_test(tc, logits__are_the_cpus, 0, 4);
     tcase_add_test(tc, pool__is_the_cpus);
     tcase_add_loop_test(tc, attn_in__is_the_cpus, 0,

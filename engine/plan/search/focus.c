@@ -120,31 +120,41 @@ static int mark(struct calibration_item *item, const float *dense, const float *
     return n;
 }
 
-static int choose(struct focus *out, struct calibration *c, const struct table *t, struct err *err)
+/* Drops the items that lose no token. */
+static void drop(struct focus *out, struct calibration *c)
 {
-    int left = 0, at = 0;
+    int left = 0;
 
-    out->n_items = c->n_items;
     for (int i = 0; i < c->n_items; i++) {
-        struct calibration_item item = c->items[i];
-        int n;
+        struct calibration_item *item = &c->items[i];
 
-        item.bears = calloc((size_t)item.n_answer, 1);
-        if (!item.bears)
-            return err_set(err, ERR_NO_ROOM, "focus: out of memory");
-        n = mark(&item, t->dense + at, t->window + at);
-        at += item.n_answer;
-        out->n_tokens += item.n_answer;
-        out->n_kept += n;
-        if (n > 0) {
-            c->items[left++] = item;
+        if (memchr(item->bears, 1, (size_t)item->n_answer)) {
+            c->items[left++] = *item;
             continue;
         }
-        free(item.ids);
-        free(item.bears);
+        free(item->ids);
+        free(item->bears);
         out->n_dropped++;
     }
     c->n_items = left;
+}
+
+static int choose(struct focus *out, struct calibration *c, const struct table *t, struct err *err)
+{
+    int at = 0;
+
+    out->n_items = c->n_items;
+    for (int i = 0; i < c->n_items; i++) {
+        struct calibration_item *item = &c->items[i];
+
+        item->bears = calloc((size_t)item->n_answer, 1);
+        if (!item->bears)
+            return err_set(err, ERR_NO_ROOM, "focus: out of memory");
+        out->n_kept += mark(item, t->dense + at, t->window + at);
+        at += item->n_answer;
+    }
+    out->n_tokens = at;
+    drop(out, c);
     return 0;
 }
 
