@@ -20,7 +20,6 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "base/strbuf.h"
 #include "config/config.h"
 #include "engine/engine_state.h"
 #include "engine/model/stack_config.h"
@@ -533,21 +532,10 @@ int bench_engine(int argc, char **argv)
     struct err err = {0};
     struct engine *e = NULL;
     FILE *csv = NULL;
-    int rc =
-        config_load(&config,
-                    &(struct config_sources){
-                        .argc = argc - 1, .argv = argv + 1, .extras = extras, .n_extras = n_extras},
-                    &err);
+    int rc = bench_read_flags(&config, argc, argv, extras, n_extras, help, &err);
 
-    if (rc == 0 && config.action == CONFIG_SHOW_HELP) {
-        struct strbuf text = STRBUF_INIT;
-
-        config_print_help(extras, n_extras, &text);
-        printf("%s%s", help, text.buf);
-        strbuf_release(&text);
-        config_release(&config);
+    if (rc > 0)
         return 0;
-    }
     if (rc == 0 && fit_config(&config, &opt) < 0)
         rc = err_set(&err, ERR_INVALID, "want --batch N,N...|max and --context N,N...");
     if (rc < 0) {

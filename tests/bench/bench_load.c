@@ -10,7 +10,6 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "base/strbuf.h"
 #include "config/config.h"
 #include "engine/engine.h"
 
@@ -199,21 +198,10 @@ int bench_load(int argc, char **argv)
     struct err err = {0};
     struct engine *e = NULL;
     FILE *csv = NULL;
-    int rc =
-        config_load(&config,
-                    &(struct config_sources){
-                        .argc = argc - 1, .argv = argv + 1, .extras = extras, .n_extras = n_extras},
-                    &err);
+    int rc = bench_read_flags(&config, argc, argv, extras, n_extras, help, &err);
 
-    if (rc == 0 && config.action == CONFIG_SHOW_HELP) {
-        struct strbuf text = STRBUF_INIT;
-
-        config_print_help(extras, n_extras, &text);
-        printf("%s%s", help, text.buf);
-        strbuf_release(&text);
-        config_release(&config);
+    if (rc > 0)
         return 0;
-    }
     if (rc < 0) {
         fprintf(stderr, "spand-bench load: %s; --help lists the flags\n", err.msg);
         config_release(&config);
@@ -234,8 +222,8 @@ int bench_load(int argc, char **argv)
     if (rc == 0)
         rc = run(e, &p, &o, csv, &err);
     engine_close(e);
-    if (csv)
-        fclose(csv);
+    if (csv && fclose(csv) != 0 && rc == 0)
+        rc = err_set(&err, ERR_IO, "%s: not written to its end", o.csv);
     if (rc < 0)
         fprintf(stderr, "spand-bench load: %s\n", err.msg);
     pthread_mutex_destroy(&p.mu);

@@ -3,6 +3,9 @@
  */
 #include "tests/bench/bench.h"
 
+#include "base/strbuf.h"
+#include "config/config.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +26,27 @@ double bench_median(double *values, int n)
 {
     qsort(values, (size_t)n, sizeof(*values), by_value);
     return values[n / 2];
+}
+
+int bench_read_flags(struct config *config, int argc, char **argv,
+                     const struct config_extra *extras, int n_extras, const char *help,
+                     struct err *err)
+{
+    struct config_sources from = {
+        .argc = argc - 1, .argv = argv + 1, .extras = extras, .n_extras = n_extras};
+    struct strbuf text = STRBUF_INIT;
+    int rc = config_load(config, &from, err);
+
+    if (rc == 0 && config->action != CONFIG_SHOW_HELP)
+        return 0;
+    if (rc == 0) {
+        config_print_help(extras, n_extras, &text);
+        printf("%s%s", help, text.buf);
+        strbuf_release(&text);
+        rc = 1;
+    }
+    config_release(config);
+    return rc;
 }
 
 static void usage(FILE *out, const struct bench *benches, int n)
