@@ -53,7 +53,7 @@ CONFIG_KEY(INT64, weights_seed, "0", 0, 9007199254740991, "",
 
 CONFIG_SECTION("Scheduler", "How many requests share a step, and the memory they may take.")
 
-CONFIG_KEY(INT, max_batch, "32", 1, 4096, "sequences",
+CONFIG_KEY(INT, max_batch, "32", 1, 32768, "sequences",
            "How many sequences run at once. Further ones wait in the queue.")
 CONFIG_KEY(INT, chunk_tokens, "512", 1, 65536, "rows",
            "How many prompt tokens one step may work on. Smaller chunks let running answers "
@@ -102,6 +102,10 @@ CONFIG_KEY(ENUM, run_ahead, "auto", 0, 0, "auto off on",
 CONFIG_KEY(BOOL, cuda_graphs, "true", 0, 0, "",
            "On a GPU, keeps the launches of a decode step as one CUDA graph for each number of "
            "sequences, and replays it. Off, every kernel is launched by itself.")
+CONFIG_KEY(BOOL, whole_blocks, "true", 0, 0, "",
+           "Decodes the tokens of a Block Transformer's block in one step, and tells them together. "
+           "Steps in which a request has penalties or a grammar, whose tokens the next draw depends "
+           "on, are of one token each, and so are all with this off. The answers are the same.")
 CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
            "How many requests may wait for a seat. Beyond it a request is refused with status "
            "429 and a Retry-After header.")

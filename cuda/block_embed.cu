@@ -13,7 +13,7 @@
 
 struct block_gather_args {
     const uint4 *table;   /* [vocab_size, row_vecs] */
-    const int32_t *token; /* [n_rows, block_len]; < 0: slot_token[slot] */
+    const int32_t *token; /* [n_rows, block_len]; k-th < 0: slot_token[slot * block_len + k] */
     const int32_t *slot, *slot_token;
     uint4 *out; /* [n_rows, block_len, row_vecs] */
     int block_len, row_vecs, vocab_size;
@@ -28,7 +28,7 @@ static __global__ void block_gather_kernel(const __grid_constant__ block_gather_
         int token = a.token[(int64_t)blockIdx.x * a.block_len + i / a.row_vecs];
 
         if (token < 0 && a.slot_token)
-            token = a.slot_token[a.slot[blockIdx.x]];
+            token = a.slot_token[(int64_t)a.slot[blockIdx.x] * a.block_len + i / a.row_vecs];
         if ((unsigned)token >= (unsigned)a.vocab_size)
             token = 0;
         a.out[(int64_t)blockIdx.x * n + i] = a.table[(int64_t)token * a.row_vecs + i % a.row_vecs];

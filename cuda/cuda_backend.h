@@ -68,7 +68,8 @@ struct cuda_backend {
     size_t staging_at; /* so far */
     cudaEvent_t step_begun[BACKEND_STEPS], step_ended[BACKEND_STEPS]; /* by number */
     int64_t n_waited;                                                 /* steps */
-    struct cuda_graph *graphs;                                        /* [max_rows + 1] by key */
+    struct cuda_graph *graphs;                                        /* [n_graphs] by key */
+    int n_graphs;
     struct cuda_graph *graph; /* the one that is being captured, or NULL */
     bool in_step;
     bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */

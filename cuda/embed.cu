@@ -13,10 +13,10 @@
 
 struct embed_kernel_args {
     const uint4 *table;   /* [vocab_size, row_vecs] */
-    const int32_t *token; /* [n_rows]; < 0: slot_token[slot] */
+    const int32_t *token; /* [n_rows]; < 0: slot_token[slot * slot_stride] */
     const int32_t *slot, *slot_token;
     uint4 *x; /* [n_rows, row_vecs] */
-    int row_vecs, vocab_size;
+    int row_vecs, vocab_size, slot_stride;
 };
 
 /* CTA -> row */
@@ -25,7 +25,7 @@ static __global__ void embed_kernel(const __grid_constant__ embed_kernel_args a)
     int token = a.token[blockIdx.x];
 
     if (token < 0 && a.slot_token)
-        token = a.slot_token[a.slot[blockIdx.x]];
+        token = a.slot_token[(int64_t)a.slot[blockIdx.x] * a.slot_stride];
     if ((unsigned)token >= (unsigned)a.vocab_size)
         token = 0;
     for (int i = threadIdx.x; i < a.row_vecs; i += blockDim.x)
@@ -48,6 +48,7 @@ int embed_launch(struct cuda_backend *cb, const struct embed_args *e, struct err
     k.x = (uint4 *)e->x;
     k.row_vecs = (int)(dim * act / sizeof(uint4));
     k.vocab_size = e->table->n_out;
+    k.slot_stride = step_batch_stride(e->batch);
     embed_kernel<<<n_rows, 128, 0, cb->stream>>>(k);
     return cuda_launched(cb, "embed", err);
 }

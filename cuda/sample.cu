@@ -336,7 +336,8 @@ static __device__ unsigned long long weight_goal(float part, unsigned long long 
     return goal < 1.0 ? 1 : (unsigned long long)goal;
 }
 
-static __device__ int draw(sample_view v, float max, const sample_row &r, sample_shared *s)
+static __device__ int draw(sample_view v, float max, const sample_row &r, int phase,
+                           sample_shared *s)
 {
     bool by_count = r.top_k > 0 && r.top_k < v.n, by_weight = r.top_p < 1.0f;
     struct border b = {0, 0}; /* every key is greater than 0 */
@@ -373,7 +374,8 @@ static __device__ int draw(sample_view v, float max, const sample_row &r, sample
         }
         b = border_find(v, max, cut, true, goal, b, s);
     }
-    return draw_from(v, max, r.min_p, b, rng_u64(r.seed, r.sample_idx, (uint64_t)r.position), s);
+    return draw_from(v, max, r.min_p, b,
+                     rng_u64(r.seed, r.sample_idx, (uint64_t)(r.position + phase)), s);
 }
 
 static __device__ float penalise(float l, const sample_row &r, int32_t n_generated)
@@ -409,9 +411,20 @@ static __device__ void add_biases(float *x, int n, const sample_bias *bias, int 
     __syncthreads(); /* all of x is written */
 }
 
+/* A range of the biases. */
+struct bias_range {
+    int at, n;
+};
+
+static __device__ bias_range biases_of(const sample_row &r, int phase)
+{
+    return r.position + phase < r.min_end ? bias_range{r.bias_min_at, r.n_bias_min}
+                                          : bias_range{r.bias_at, r.n_bias};
+}
+
 /* Copies the cleaned row to x with penalties, bias and mask. */
-static __device__ void row_modify(const sample_args &a, const sample_row &r, sample_view raw,
-                                  float *x, sample_shared *s)
+static __device__ void row_modify(const sample_args &a, const sample_row &r, bias_range bias,
+                                  sample_view raw, float *x, sample_shared *s)
 {
     __syncthreads(); /* an earlier row's x has been read */
     for (int i = threadIdx.x; i < raw.n; i += SAMPLE_THREADS)
@@ -424,7 +437,7 @@ static __device__ void row_modify(const sample_args &a, const sample_row &r, sam
             x[seen.token] = penalise(x[seen.token], r, seen.n_generated);
     }
     __syncthreads(); /* penalties come before biases */
-    add_biases(x, raw.n, a.bias + r.bias_at, r.n_bias, s);
+    add_biases(x, raw.n, a.bias + bias.at, bias.n, s);
     if (r.mask > 0) {
         const uint32_t *mask = a.mask + (int64_t)(r.mask - 1) * SAMPLE_MASK_WORDS(raw.n);
 
@@ -454,11 +467,17 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     for (int row = blockIdx.x; row < a.n_rows; row += gridDim.x) {
         const sample_row &r = a.rows[row];
         sample_view raw = {a.logits + (int64_t)row * a.vocab_size, 1.0f, a.vocab_size}, x = raw;
-        unsigned long long best = best_after(raw, ~0ull, &s), rank = best, raw_sum;
-        float raw_max = raw.at(token_of(best));
+        unsigned long long best, rank, raw_sum = 0;
+        bias_range bias = biases_of(r, a.phase);
         int token = r.forced_token;
+        float raw_max;
 
-        raw_sum = weight_total(raw, raw_max, &s);
+        if (a.phase < r.first_phase || (r.end_phase > 0 && a.phase >= r.end_phase))
+            continue;
+        best = rank = best_after(raw, ~0ull, &s);
+        raw_max = raw.at(token_of(best));
+        if (r.n_top >= 0)
+            raw_sum = weight_total(raw, raw_max, &s);
         for (int i = 0; i < a.max_top; i++) {
             bool wanted = i < r.n_top && i < a.vocab_size;
 
@@ -475,20 +494,21 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         if (token < 0) {
             bool greedy = !(r.temperature >= GREEDY_BELOW);
 
-            if (r.n_seen > 0 || r.n_bias > 0 || r.mask > 0) {
+            if (r.n_seen > 0 || bias.n > 0 || r.mask > 0) {
                 x.values = k.rows + blockIdx.x * k.row_stride;
-                row_modify(a, r, raw, k.rows + blockIdx.x * k.row_stride, &s);
+                row_modify(a, r, bias, raw, k.rows + blockIdx.x * k.row_stride, &s);
             }
             x.scale = greedy ? 1.0f : __fdiv_rn(1.0f, r.temperature);
             if (x.values != raw.values || x.scale != 1.0f)
                 best = best_after(x, ~0ull, &s);
-            token = greedy ? token_of(best) : draw(x, x.at(token_of(best)), r, &s);
+            token = greedy ? token_of(best) : draw(x, x.at(token_of(best)), r, a.phase, &s);
         }
         if (threadIdx.x == 0) {
             a.result[row].token = token;
-            a.result[row].logprob = logprob_of(raw.at(token), raw_max, raw_sum);
+            a.result[row].logprob =
+                r.n_top >= 0 ? logprob_of(raw.at(token), raw_max, raw_sum) : 0.0f;
             if (a.slot_token && r.slot >= 0)
-                a.slot_token[r.slot] = token;
+                a.slot_token[(int64_t)r.slot * a.slot_stride] = token;
         }
     }
 }
@@ -504,6 +524,7 @@ int sample_launch(struct cuda_backend *cb, const struct sample_args *p, struct e
         return err_set(err, ERR_UNSUPPORTED, "sample: vocabulary of %d, opened for %d",
                        p->vocab_size, cb->params.max_vocab);
     k.a = *p;
+    k.a.slot_stride = p->slot_stride > 0 ? p->slot_stride : 1;
     k.rows = cb->sample_rows;
     k.row_stride = cb->params.max_vocab;
     n_ctas = p->n_rows > cb->n_sample_ctas ? cb->n_sample_ctas : p->n_rows;

@@ -65,15 +65,16 @@ struct step_pool {
 
 struct step_batch {
     int n_rows, n_decode, n_chunks, n_logits, n_pools;
-    const int32_t *token;            /* [n_rows]; < 0: slot_token[slot of the row] */
+    const int32_t *token;            /* [n_rows]; < 0: slot_token[slot of the row * slot_stride] */
     const int32_t *pos;              /* [n_rows] */
     const int32_t *rope_pos;         /* [n_rows] what rope turns by; NULL: pos */
     const int32_t *slot;             /* [n_rows] */
     const struct step_chunk *chunks; /* [n_chunks], ascending row0, covering n_decode..n_rows */
     const int32_t *logit_row;        /* [n_logits] rows whose logits are wanted */
     const struct step_pool *pools;   /* [n_pools] at most one a slot */
-    const int32_t *slot_token;       /* [n_slots] the token that sample drew last for each slot;
-                                        NULL when all of `token` is known */
+    const int32_t *slot_token;       /* [n_slots, slot_stride] the tokens that sample drew last for
+                                        each slot; NULL when all of `token` is known */
+    int slot_stride;                 /* 0: 1 */
 };
 
 /* All KV memory, and where each slot's heads have their pages. */
@@ -100,7 +101,12 @@ struct norm_args {
     float eps;
 };
 
-/* x[r] = table[token[r] >= 0 ? token[r] : slot_token[slot[r]]] */
+static inline int step_batch_stride(const struct step_batch *batch)
+{
+    return batch->slot_stride > 0 ? batch->slot_stride : 1;
+}
+
+/* x[r] = table[token[r] >= 0 ? token[r] : slot_token[slot[r] * slot_stride]] */
 struct embed_args {
     const struct step_batch *batch;
     const struct weight *table; /* [vocab_size, dim] */
@@ -211,7 +217,11 @@ struct sample_seen {
 
 #define SAMPLE_MASK_WORDS(vocab_size) (((vocab_size) + 31) / 32)
 
-/* How one logit row is turned into a token. */
+/*
+ * How one logit row is turned into a token. The rows of a block's steps share one: step `phase` of
+ * args draws for position + phase, and does nothing before first_phase and from end_phase on, not
+ * even a result.
+ */
 struct sample_row {
     float temperature; /* 0: greedy */
     float top_p, min_p;
@@ -219,18 +229,22 @@ struct sample_row {
     int32_t top_k; /* 0: off */
     uint64_t seed;
     uint32_t sample_idx;     /* which of n */
-    int64_t position;        /* of the token to be drawn */
+    int64_t position;        /* of the token to be drawn, in phase 0 */
+    int32_t first_phase, end_phase; /* end_phase 0: it has no end */
     int32_t forced_token;    /* >= 0: nothing is drawn, this token's logprob is reported */
-    int32_t n_top;           /* how many best tokens to report, at most max_top */
+    int32_t n_top; /* how many best tokens to report, at most max_top; -1: not even a logprob */
     int32_t bias_at, n_bias; /* range in args->bias */
+    int32_t bias_min_at, n_bias_min; /* what takes its place for positions below min_end */
+    int64_t min_end;
     int32_t seen_at, n_seen; /* range in args->seen, tokens unique */
     int32_t mask;            /* 0: every token may be drawn; k: those of row k - 1 of args->mask */
-    int32_t slot; /* >= 0: the token goes to args->slot_token[slot] too; -1: it does not */
+    int32_t slot; /* >= 0: the token goes to args->slot_token[slot * slot_stride] too; -1: not */
 };
 
 struct sample_result {
     int32_t token;
-    float logprob; /* log softmax of the raw logits: before penalties, bias and temperature */
+    float logprob; /* log softmax of the raw logits: before penalties, bias and temperature; 0 where
+                      nobody wants it */
 };
 
 /*
@@ -262,8 +276,10 @@ struct sample_args {
     const struct sample_seen *seen; /* device */
     const uint32_t
         *mask; /* device [n_masks, SAMPLE_MASK_WORDS(vocab_size)] bit t % 32 of word t / 32 */
+    int phase;
     struct sample_result *result; /* device out [n_rows] */
-    int32_t *slot_token;          /* device out [n_slots], or NULL: no row has a slot */
+    int32_t *slot_token;          /* device out [n_slots, slot_stride], or NULL: no row has a slot */
+    int slot_stride;              /* 0: 1 */
     int32_t *top_token;           /* device out [n_rows, max_top], best first; -1 behind the end */
     float *top_logprob;           /* device out [n_rows, max_top], raw as above */
 };
@@ -275,7 +291,8 @@ struct sample_args {
 struct block_embed_args {
     const struct step_batch *batch;
     int block_len;
-    const int32_t *token;       /* device [n_rows, block_len]; < 0: slot_token[slot of the row] */
+    const int32_t *token;       /* device [n_rows, block_len]; < 0 for the k-th of a block:
+                                   batch->slot_token[slot of the row * block_len + k] */
     const struct weight *table; /* [vocab_size, embed_dim] */
     const struct weight *w, *b; /* [dim, block_len embed_dim] and [dim], or NULL */
     void *gathered;             /* scratch [n_rows, block_len embed_dim]; with w */
@@ -380,11 +397,13 @@ struct backend_ops {
 
     /*
      * Ops that come again with the same args, down to every number and address in them, are asked
-     * for between graph_begin() and graph_end(), under a key 1..max_rows that stands for those
+     * for between graph_begin() and graph_end(), under a key 1..max_graphs that stands for those
      * args. graph_begin() returns 1 when that has asked for them all, and graph_end() must not be
-     * called; 0 when they are to be called, then graph_end() with whether all succeeded. Only what
-     * lies in device memory may change from one time to the next: no uploads in between, and no
-     * prompt rows.
+     * called; 0 when they are to be called, then graph_end() with whether all succeeded. That
+     * returns 1 when none of them has run, since no graph could be made of them: they are to be
+     * asked for once more, without a graph, and whatever they reported is void. Only what lies in
+     * device memory may change from one time to the next: no uploads in between, and no prompt
+     * rows.
      */
     int (*graph_begin)(struct backend *be, int key, struct err *err);
     int (*graph_end)(struct backend *be, bool keep, struct err *err);
@@ -428,6 +447,7 @@ struct backend_params {
     int max_logits;    /* most logit rows of a step */
     int max_decode;    /* most decode rows of a batch; 0: max_logits */
     int max_positions; /* longest sequence, for attention scratch */
+    int max_graphs;    /* keys of graphs; 0: max_rows */
 };
 
 /* Opens what params->device names. "auto": CUDA where it is built in and usable, else the CPU. */

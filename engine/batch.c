@@ -30,6 +30,21 @@ static const int32_t *part(const struct batch *b, int32_t **host, size_t n, size
     return device;
 }
 
+/* Where the phases of whole blocks find what differs from step to step. */
+static void lay_out_whole(struct batch *b, size_t *at)
+{
+    size_t n_items = (size_t)b->params.max_logits;
+    const int32_t *seat = part(b, &b->seat, n_items, at), *token;
+
+    b->whole.tokens.slot =
+        part(b, &b->prefix_seat, n_items * (size_t)b->params.block->n_prefix, at);
+    token = part(b, &b->later_token, n_items * (size_t)(b->params.block->block_len - 1), at);
+    for (int p = 1; p < b->params.block->block_len && b->later; p++) {
+        b->later[p - 1].tokens.slot = seat;
+        b->later[p - 1].tokens.token = token ? token + (size_t)(p - 1) * n_items : NULL;
+    }
+}
+
 /* Cuts the memory into its parts; returns how many words they take. */
 static size_t lay_out(struct batch *b)
 {
@@ -52,6 +67,7 @@ static size_t lay_out(struct batch *b)
         d->pos = part(b, &b->block.pos, blocks, &at);
         d->slot = part(b, &b->block.slot, blocks, &at);
         b->blocks.context_row = part(b, &b->context_row, (size_t)b->params.max_logits, &at);
+        lay_out_whole(b, &at);
     }
     chunks = part(b, &host_chunks, (size_t)b->params.n_slots * CHUNK_WORDS, &at);
     d->chunks = (const struct step_chunk *)chunks;
@@ -62,11 +78,92 @@ static size_t lay_out(struct batch *b)
     return at;
 }
 
+/*
+ * What phase p's rows are in every step: n_prefix of them an item in phase 0, else one. Written to
+ * host where that is not NULL; returns how many words.
+ */
+static size_t fixed_rows(const struct batch *b, struct block_step *step, int p, int32_t *host,
+                         const int32_t *device)
+{
+    const struct block_config *c = b->params.block;
+    size_t n_items = (size_t)b->params.max_logits, per = p == 0 ? (size_t)c->n_prefix : 1;
+    size_t n = n_items * per;
+
+    step->tokens.pos = device;
+    step->tokens.logit_row = device + n;
+    step->tokens.rope_pos = c->shares_prefix_pos ? device + n + n_items : NULL;
+    if (p == 0)
+        step->tokens.token = device + 2 * n + n_items;
+    for (size_t i = 0; i < n && host; i++) {
+        host[i] = p == 0 ? (int32_t)(i % per) : c->n_prefix + p - 1;
+        host[n + n_items + i] = p;
+        host[2 * n + n_items + i] = 0;
+    }
+    for (size_t i = 0; i < n_items && host; i++)
+        host[n + i] = (int32_t)(i * per + per - 1);
+    return 3 * n + n_items;
+}
+
+/* All phases' words; returns how many. */
+static size_t fixed_phases(struct batch *b, int32_t *host)
+{
+    const int32_t *device = b->fixed_block;
+    size_t at = fixed_rows(b, &b->whole, 0, host, device);
+
+    for (int p = 1; p < b->params.block->block_len; p++)
+        at += fixed_rows(b, &b->later[p - 1], p, host ? host + at : NULL, device + at);
+    return at;
+}
+
+static int open_whole(struct batch *b, struct err *err)
+{
+    const struct backend_ops *ops = b->be->ops;
+    int len = b->params.block->block_len, rc;
+    int32_t *host;
+    size_t words;
+
+    b->later = calloc((size_t)(len > 1 ? len - 1 : 1), sizeof(*b->later));
+    if (!b->later)
+        return err_set(err, ERR_NO_ROOM, "batch: no memory for %d phases", len);
+    words = (size_t)b->params.max_logits * (size_t)(3 * b->params.block->n_prefix + 4 * len - 3);
+    host = calloc(words, sizeof(*host));
+    rc = host ? ops->alloc(b->be, &b->fixed_block, words * sizeof(*host), err)
+              : err_set(err, ERR_NO_ROOM, "batch: no memory for %d blocks", b->params.max_logits);
+    if (rc == 0) {
+        CHECK(fixed_phases(b, host) == words);
+        rc = ops->upload(b->be, b->fixed_block, host, words * sizeof(*host), err);
+    }
+    free(host);
+    return rc;
+}
+
+/* Tokens that nobody has drawn are read all the same, where a block is decoded past its end. */
+static int open_slot_tokens(struct batch *b, struct err *err)
+{
+    int stride = b->params.block ? b->params.block->block_len : 1;
+    size_t n = (size_t)b->params.n_slots * (size_t)stride;
+    int32_t *zeros = calloc(n, sizeof(*zeros));
+    void *slot_token = NULL;
+    int rc = zeros ? b->be->ops->alloc(b->be, &slot_token, n * sizeof(*zeros), err)
+                   : err_set(err, ERR_NO_ROOM, "batch: no memory for %d slots", b->params.n_slots);
+
+    b->slot_token = slot_token;
+    if (rc == 0)
+        rc = b->be->ops->upload(b->be, slot_token, zeros, n * sizeof(*zeros), err);
+    free(zeros);
+    b->device.slot_token = b->blocks.blocks.slot_token = slot_token;
+    b->device.slot_stride = b->blocks.blocks.slot_stride = stride;
+    for (int p = 1; rc == 0 && p < stride; p++) {
+        b->later[p - 1].tokens.slot_token = b->slot_token + p - 1;
+        b->later[p - 1].tokens.slot_stride = stride;
+    }
+    return rc;
+}
+
 int batch_init(struct batch *b, struct backend *be, const struct batch_params *params,
                struct err *err)
 {
     const struct block_config *c = params->block;
-    void *slot_token = NULL;
     size_t words;
     int rc;
 
@@ -81,12 +178,12 @@ int batch_init(struct batch *b, struct backend *be, const struct batch_params *p
         goto out;
     }
     rc = be->ops->alloc(be, &b->device_block, b->block_bytes, err);
+    if (rc == 0 && c)
+        rc = open_whole(b, err);
     if (rc == 0)
-        rc = be->ops->alloc(be, &slot_token, (size_t)params->n_slots * sizeof(*b->slot_token), err);
+        rc = open_slot_tokens(b, err);
     if (rc < 0)
         goto out;
-    b->slot_token = slot_token;
-    b->device.slot_token = b->blocks.blocks.slot_token = slot_token;
     lay_out(b);
 out:
     if (rc < 0)
@@ -100,6 +197,8 @@ void batch_release(struct batch *b)
         return;
     b->be->ops->free(b->be, b->device_block);
     b->be->ops->free(b->be, b->slot_token);
+    b->be->ops->free(b->be, b->fixed_block);
+    free(b->later);
     free(b->host_block);
     free(b->rope_len);
     *b = (struct batch){0};
@@ -188,11 +287,77 @@ static void build_token(struct batch *b, const struct sched_item *item, int phas
         b->logit_row[at] = last;
 }
 
+/* Row i of all phases. */
+static void put_whole(struct batch *b, int i, int32_t seat, int32_t context_row)
+{
+    int n_prefix = b->params.block->n_prefix;
+
+    b->seat[i] = seat;
+    for (int r = 0; r < n_prefix; r++)
+        b->prefix_seat[i * n_prefix + r] = seat;
+    b->context_row[i] = context_row;
+}
+
+/* A whole block's rows for the token decoder, in all phases. */
+static void build_whole(struct batch *b, const struct sched_item *item)
+{
+    int i = b->whole.n_items++;
+
+    put_whole(b, i, item->seat, item->context_row);
+    for (int p = 1; p < b->params.block->block_len; p++)
+        b->later_token[(p - 1) * b->params.max_logits + i] =
+            token_at(item->seq, item->pos0 + p - 1);
+}
+
+/* The steps that the ops get, of n items. */
+static void size_whole(struct batch *b, int n)
+{
+    struct step_batch *t = &b->whole.tokens;
+
+    b->whole.blocks = b->blocks.blocks;
+    b->whole.block_token = b->blocks.block_token;
+    b->whole.context_row = b->blocks.context_row;
+    b->whole.from_context = true;
+    b->whole.n_items = n;
+    t->n_rows = t->n_decode = n * b->params.block->n_prefix;
+    t->n_logits = n;
+    for (int p = 1; p < b->params.block->block_len; p++) {
+        t = &b->later[p - 1].tokens;
+        b->later[p - 1].n_items = n;
+        t->n_rows = t->n_decode = t->n_logits = n;
+    }
+}
+
+void batch_pad_whole(struct batch *b, int n_items)
+{
+    struct step_batch *d = &b->blocks.blocks;
+    int n = b->whole.n_items, len = b->params.block->block_len;
+    bool all_decode = d->n_rows == n && d->n_decode == n;
+
+    CHECK(n > 0);
+    CHECK(n_items <= b->params.max_logits);
+    for (int i = n; i < n_items; i++) {
+        put_whole(b, i, b->seat[0], b->context_row[0]);
+        for (int p = 1; p < len; p++)
+            b->later_token[(p - 1) * b->params.max_logits + i] =
+                b->later_token[(p - 1) * b->params.max_logits];
+    }
+    for (int i = n; i < n_items && all_decode; i++) {
+        CHECK(i < b->params.max_rows);
+        b->block.pos[i] = b->block.pos[0];
+        b->block.slot[i] = b->block.slot[0];
+        memcpy(&b->block.token[i * len], b->block.token, (size_t)len * sizeof(int32_t));
+    }
+    if (all_decode && n_items > n)
+        d->n_rows = d->n_decode = n_items;
+    size_whole(b, n_items > n ? n_items : n);
+}
+
 void batch_build(struct batch *b, const struct sched_step *step)
 {
     CHECK(step->n_logits <= b->params.max_logits);
     b->device.n_rows = b->device.n_decode = b->device.n_chunks = b->device.n_pools = 0;
-    b->blocks.blocks.n_chunks = b->blocks.n_items = 0;
+    b->blocks.blocks.n_chunks = b->blocks.n_items = b->whole.n_items = 0;
     b->device.n_logits = step->n_logits;
     if (!b->params.block) {
         CHECK(step->n_rows <= b->params.max_rows);
@@ -214,6 +379,9 @@ void batch_build(struct batch *b, const struct sched_step *step)
         case SCHED_TOKEN:
             build_token(b, item, step->phase);
             break;
+        case SCHED_WHOLE:
+            build_whole(b, item);
+            break;
         }
     }
     if (b->params.block) {
@@ -222,7 +390,10 @@ void batch_build(struct batch *b, const struct sched_step *step)
         b->blocks.blocks.n_rows = step->n_block_rows;
         b->blocks.blocks.n_decode = step->n_block_decode;
         b->blocks.from_context = step->phase == 0;
+        if (step->phase > 0) /* what phase before drew */
+            b->device.slot_token = b->slot_token + step->phase - 1;
         b->blocks.tokens = b->device;
+        size_whole(b, b->whole.n_items);
     }
 }
 

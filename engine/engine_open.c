@@ -124,13 +124,13 @@ static int open_backend(struct engine *e, const struct config *config, struct er
         .dtype = engine_dtype(config, mc),
         .n_threads = config->threads,
         .pin_threads = config->pin_threads,
-        /* Two kinds of graphs, with and without the block decoder, have a key for each row. */
-        .max_rows = max_int(max_rows, b ? max_logits * max_int(b->n_prefix, 2) : 0),
+        .max_rows = max_int(max_rows, b ? max_logits * b->n_prefix : 0),
         .max_dim = model_config_max_dim(mc),
         .max_vocab = mc->vocab_size,
         .max_logits = max_logits,
         .max_decode = b ? max_logits * b->n_prefix : 0,
         .max_positions = e->env.max_seq_len,
+        .max_graphs = b ? engine_steps_graphs(max_logits) : 0,
     };
 
     return backend_open(&e->be, &params, err);
@@ -289,13 +289,17 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
                                  .max_logits = max_logits,
                                  .max_seen = max_int(config->max_batch * SEEN_PER_SEQ, most_seen),
                                  .block_len = block ? block->block_len : 0,
-                                 .n_prefix = block ? block->n_prefix : 0};
+                                 .n_prefix = block ? block->n_prefix : 0,
+                                 .whole_blocks = block && config->whole_blocks};
     struct sampler_params sampler = {
         .max_logits = max_logits,
         .max_batch = config->max_batch,
-        .max_bias = config->max_batch * (REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
+        /* A block may begin before min_tokens and end behind. */
+        .max_bias = config->max_batch *
+                    (2 * REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
         .max_seen = sched.max_seen,
-        .vocab_size = e->env.vocab_size};
+        .vocab_size = e->env.vocab_size,
+        .n_phases = block ? block->block_len : 1};
     struct batch_params batch = {.max_rows = config->max_batch + config->chunk_tokens,
                                  .max_logits = max_logits,
                                  .n_slots = config->max_batch,

@@ -44,6 +44,8 @@ struct live_table {
 struct engine_step {
     struct sched_item *items; /* [n_items]; seq is NULL where nobody waits for the results */
     int n_items, n_rows, n_decode, n_prompt;
+    int phase;
+    int n_phases; /* of its blocks, where it has all of them; else 1 */
     struct sampler_results results;
     double *pooled;   /* host [max_batch, embedding_dim] by slot, or NULL */
     bool blocks_next; /* it must be taken before another is planned */

@@ -22,7 +22,9 @@ int engine_steps_init(struct engine *e, int max_items, int max_logits, struct er
         if (!step->items)
             rc = err_set(err, ERR_NO_ROOM, "steps: no memory for %d sequences", max_items);
         else
-            rc = sampler_results_init(&step->results, e->be, max_logits, err);
+            rc = sampler_results_init(&step->results, e->be,
+                                      max_logits * (e->env.block ? e->env.block->block_len : 1),
+                                      err);
         if (rc == 0 && e->env.embedding_dim)
             rc = e->be->ops->host_alloc(
                 e->be, (void **)&step->pooled,
@@ -93,12 +95,41 @@ static void add_logit_rows(struct engine *e, const struct sched_step *step)
         const struct sched_item *item = &step->items[i];
         struct request *r = request_of(item->seq);
 
+        if (item->kind == SCHED_WHOLE) {
+            sampler_add_block(&e->sampler, r, item->pos0, item->n_known, item->n_phases);
+            continue;
+        }
         for (int k = 0; k < item->n_prompt_logits; k++)
             sampler_add_prompt(&e->sampler, r, sched_item_logit_token(item, k));
         if (item->samples)
             sampler_add_draw(&e->sampler, r);
     }
     CHECK(e->sampler.n_rows == step->n_logits);
+}
+
+/* Kinds of graphs of a Block Transformer; each has a key for every number of rows. */
+enum graph_kind {
+    GRAPH_PHASE,       /* a later phase */
+    GRAPH_FIRST_PHASE, /* with the block decoder */
+    GRAPH_TOKENS,      /* all phases */
+    GRAPH_WHOLE,       /* with the block decoder */
+    N_GRAPH_KINDS
+};
+
+int engine_steps_graphs(int max_logits)
+{
+    return N_GRAPH_KINDS * max_logits;
+}
+
+static int block_key(const struct engine *e, enum graph_kind kind, int n)
+{
+    return (int)kind * e->batch.params.max_logits + n;
+}
+
+/* Do all blocks that tokens come of have a row of the block decoder, and nobody else? */
+static bool all_decode(const struct block_step *s)
+{
+    return s->blocks.n_rows == s->n_items && s->blocks.n_decode == s->n_items;
 }
 
 /*
@@ -118,10 +149,30 @@ static int graph_key(const struct engine *e)
     if (b->n_logits != s->n_items)
         return 0;
     if (!s->from_context)
-        return s->n_items;
-    return s->blocks.n_rows == s->n_items && s->blocks.n_decode == s->n_items
-               ? e->batch.params.max_logits + s->n_items
-               : 0;
+        return block_key(e, GRAPH_PHASE, s->n_items);
+    return all_decode(s) ? block_key(e, GRAPH_FIRST_PHASE, s->n_items) : 0;
+}
+
+/* Ops that a graph may stand for. */
+typedef int ops_fn(struct engine *e, struct err *err);
+
+static int run_ops(struct engine *e, int key, ops_fn *fn, struct err *err)
+{
+    const struct backend_ops *ops = e->be->ops;
+    struct err first = {0};
+    int rc = key ? ops->graph_begin(e->be, key, err) : 0, end_rc;
+
+    if (rc)
+        return rc < 0 ? rc : 0;
+    if (!key)
+        return fn(e, err);
+    rc = fn(e, &first);
+    end_rc = ops->graph_end(e->be, rc == 0, &first);
+    if (end_rc > 0) /* nothing has run */
+        return fn(e, err);
+    if (rc == 0)
+        rc = end_rc;
+    return rc < 0 ? err_set(err, rc, "%s", first.msg) : 0;
 }
 
 static int forward_rows(struct engine *e, struct err *err)
@@ -129,22 +180,107 @@ static int forward_rows(struct engine *e, struct err *err)
     const int32_t *rope_len = model_wants_rope_len(e->model) ? e->batch.rope_len : NULL;
 
     if (e->env.block)
-        return model_forward_blocks(e->model, &e->batch.blocks, &e->kv_memory.view, err);
+        return model_decode_blocks(e->model, &e->batch.blocks, &e->kv_memory.view, err);
     return model_forward(e->model, &e->batch.device, &e->kv_memory.view, rope_len, err);
 }
 
 static int forward(struct engine *e, struct err *err)
 {
-    const struct backend_ops *ops = e->be->ops;
-    int key = graph_key(e), rc = key ? ops->graph_begin(e->be, key, err) : 0, end_rc;
+    return run_ops(e, graph_key(e), forward_rows, err);
+}
 
-    if (rc)
-        return rc < 0 ? rc : 0;
-    rc = forward_rows(e, err);
-    if (!key)
-        return rc;
-    end_rc = ops->graph_end(e->be, rc == 0, err);
-    return rc < 0 ? rc : end_rc;
+/* Logits of a phase's tokens, and what is drawn of them: as many rows at a time as have room. */
+static int draw_phase(struct engine *e, const struct step_batch *tokens, int phase, int slot_phase,
+                      struct err *err)
+{
+    int most = model_logit_rows(e->model), rc = 0;
+
+    for (int at = 0; at < tokens->n_logits && rc == 0; at += most) {
+        struct sampler_part part = {.first = at,
+                                    .n = tokens->n_logits - at,
+                                    .phase = phase,
+                                    .logits = model_logits(e->model),
+                                    .slot_token = e->batch.slot_token + slot_phase,
+                                    .slot_stride = e->env.block->block_len};
+
+        part.n = part.n < most ? part.n : most;
+        rc = model_block_logits(e->model, tokens, at, part.n, err);
+        if (rc == 0)
+            rc = sampler_draw(&e->sampler, &part, err);
+    }
+    return rc;
+}
+
+/* Whole blocks */
+
+/*
+ * Rows of a graph for n: all numbers up to 64, then 32 between two powers of two. So a batch that
+ * grows and shrinks finds its graphs made, and surplus rows are 3 % at the most.
+ */
+static int graph_rows(const struct engine *e, int n)
+{
+    int step = 1;
+
+    while (n / step >= 64)
+        step *= 2;
+    n = (n + step - 1) / step * step;
+    return n < e->sched.params.max_batch ? n : e->sched.params.max_batch;
+}
+
+/* All that follows the block decoder. */
+static int decode_tokens(struct engine *e, struct err *err)
+{
+    struct block_step first = e->batch.whole;
+    int rc;
+
+    first.blocks.n_rows = 0;
+    rc = model_decode_blocks(e->model, &first, &e->kv_memory.view, err);
+    if (rc == 0)
+        rc = draw_phase(e, &first.tokens, 0, 0, err);
+    for (int p = 1; p < e->env.block->block_len && rc == 0; p++) {
+        const struct block_step *later = &e->batch.later[p - 1];
+
+        rc = model_decode_blocks(e->model, later, &e->kv_memory.view, err);
+        if (rc == 0)
+            rc = draw_phase(e, &later->tokens, p, p, err);
+    }
+    return rc;
+}
+
+static int decode_blocks(struct engine *e, struct err *err)
+{
+    struct block_step blocks = e->batch.whole;
+
+    blocks.n_items = blocks.tokens.n_rows = blocks.tokens.n_decode = 0;
+    blocks.tokens.n_logits = 0;
+    return model_decode_blocks(e->model, &blocks, &e->kv_memory.view, err);
+}
+
+static int decode_whole(struct engine *e, struct err *err)
+{
+    int rc = decode_blocks(e, err);
+
+    return rc < 0 ? rc : decode_tokens(e, err);
+}
+
+/* All phases: the block decoder within the graph unless there are prompts in it. */
+static int forward_whole(struct engine *e, bool with_graph, struct err *err)
+{
+    int n = e->batch.whole.n_items, rc;
+
+    if (n == 0)
+        return decode_blocks(e, err);
+    if (all_decode(&e->batch.whole))
+        return run_ops(e, with_graph ? block_key(e, GRAPH_WHOLE, n) : 0, decode_whole, err);
+    rc = decode_blocks(e, err);
+    return rc < 0 ? rc
+                  : run_ops(e, with_graph ? block_key(e, GRAPH_TOKENS, n) : 0, decode_tokens, err);
+}
+
+/* Alternatives to tokens are rare, and a graph would be of one number of them. */
+static bool whole_has_graph(const struct engine *e)
+{
+    return e->use_graphs && e->sampler.max_top == 0 && e->batch.whole.n_items > 0;
 }
 
 /* Out of snapshots before the forward pass, into new ones behind it. */
@@ -176,27 +312,60 @@ static int fetch_pooled(struct engine *e, struct engine_step *step, struct err *
     return rc;
 }
 
+/* A step of one phase, or of a model that knows none. */
+static int compute_rows(struct engine *e, struct engine_step *step, struct err *err)
+{
+    int phase = step->phase, rc = forward(e, err);
+
+    if (rc == 0)
+        rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.into : NULL, err);
+    sampler_fill_masks(&e->sampler); /* while the device works */
+    if (rc < 0 || e->sampler.n_rows == 0)
+        return rc;
+    if (!e->env.block)
+        return sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &step->results,
+                           err);
+    rc = sampler_upload(&e->sampler, err);
+    if (rc == 0)
+        rc = draw_phase(e, &e->batch.blocks.tokens, 0, phase, err);
+    return rc < 0 ? rc : sampler_fetch(&e->sampler, 1, &step->results, err);
+}
+
+/* What the sampler needs is on its way before the first op. */
+static int compute_whole(struct engine *e, struct engine_step *step, bool with_graph,
+                         struct err *err)
+{
+    int rc = forward_whole(e, with_graph, err);
+
+    if (rc == 0)
+        rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.into : NULL, err);
+    return rc < 0 ? rc : sampler_fetch(&e->sampler, step->n_phases, &step->results, err);
+}
+
 /* Queues what was planned; results come to step->results. */
 static int compute(struct engine *e, struct engine_step *step, struct err *err)
 {
     const struct backend_ops *ops = e->be->ops;
+    bool whole = step->n_phases > 1, with_graph = whole && whole_has_graph(e);
     int rc = kv_memory_upload(&e->kv_memory, &e->kv, err), end_rc;
 
+    if (with_graph) {
+        batch_pad_whole(&e->batch, graph_rows(e, e->batch.whole.n_items));
+        sampler_pad(&e->sampler, e->batch.whole.n_items);
+    }
+    if (whole)
+        sampler_fill_masks(&e->sampler);
     if (rc == 0)
         rc = batch_upload(&e->batch, err);
+    if (rc == 0 && whole)
+        rc = sampler_upload(&e->sampler, err);
     if (rc == 0)
-        rc = ops->step_begin(e->be, &e->batch.device, err);
+        rc = ops->step_begin(e->be, whole ? &e->batch.whole.tokens : &e->batch.device, err);
     if (rc < 0)
         return rc;
     rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.out_of : NULL, err);
     if (rc == 0)
-        rc = forward(e, err);
-    if (rc == 0)
-        rc = copy_pages(e, e->sched.cache ? &e->sched.cache->snapshots.into : NULL, err);
-    sampler_fill_masks(&e->sampler); /* while the device works */
-    if (rc == 0 && e->sampler.n_rows)
-        rc = sampler_run(&e->sampler, model_logits(e->model), e->batch.slot_token, &step->results,
-                         err);
+        rc = whole ? compute_whole(e, step, with_graph, err) : compute_rows(e, step, err);
     if (rc == 0 && e->batch.device.n_pools)
         rc = fetch_pooled(e, step, err);
     end_rc = ops->step_end(e->be, err);
@@ -211,13 +380,15 @@ static void keep(struct engine_step *step, const struct sched_step *plan, int la
     step->n_rows = plan->n_rows;
     step->n_decode = plan->n_decode;
     step->n_prompt = plan->n_prompt;
+    step->phase = plan->phase;
+    step->n_phases = plan->n_phases;
     step->err = (struct err){0};
     step->blocks_next = false;
-    step->ends_blocks = plan->phase == last_phase;
+    step->ends_blocks = plan->phase + plan->n_phases - 1 == last_phase;
     for (int i = 0; i < plan->n_items; i++) {
         const struct sched_item *item = &plan->items[i];
 
-        if (item->samples && request_needs_token_on_host(request_of(item->seq)))
+        if (item->samples && item->seq->needs_tokens)
             step->blocks_next = true;
     }
 }
@@ -290,19 +461,46 @@ static void take_prompt_logits(const struct engine_step *step, const struct sche
 {
     for (int k = 0; k < item->n_prompt_logits; k++)
         r->prompt_tokens[sched_item_logit_token(item, k)] =
-            sampler_token(&step->results, item->logit0 + k, r->sampling.n_prompt_logprobs);
+            sampler_token(&step->results, 0, item->logit0 + k, r->sampling.n_prompt_logprobs);
     if (r->prompt_tokens && !r->prompt_told && item->ends_prompt)
         r->prompt_told = r->prompt_ready = true;
 }
 
-/* The item's results: logprobs, a new token, perhaps the end. Returns new tokens. */
+/* The token that the item drew in a phase. Returns whether it goes on. */
+static bool take_token(struct engine *e, const struct engine_step *step,
+                       const struct sched_item *item, int phase, int64_t now_ns)
+{
+    struct request *r = request_of(item->seq);
+    struct engine_token token = sampler_token(
+        &step->results, phase, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
+
+    step_trace_token(e->trace, &r->seq);
+    request_push_token(r, &token, now_ns);
+    e->sampler.mask_ns += r->filter.take_ns;
+    r->filter.take_ns = 0;
+    return r->finish == FINISH_NONE;
+}
+
+/* A block's tokens up to the last that the request wants. Returns new tokens. */
+static int take_block(struct engine *e, const struct engine_step *step,
+                      const struct sched_item *item, int64_t now_ns)
+{
+    int phase = item->n_known;
+
+    while (phase < item->n_phases && take_token(e, step, item, phase++, now_ns))
+        ;
+    return phase - item->n_known;
+}
+
+/* The item's results: logprobs, new tokens, perhaps the end. Returns new tokens. */
 static int take_item(struct engine *e, const struct engine_step *step,
                      const struct sched_item *item, int64_t now_ns)
 {
     struct request *r = request_of(item->seq);
-    struct engine_token token;
-    enum finish_reason reason;
+    int n_new = 1;
 
+    if (item->kind == SCHED_BLOCKS && item->is_decode)
+        return 0;
     take_prompt_logits(step, item, r);
     e->news_is_due = e->news_is_due || step->ends_blocks || r->prompt_ready || !r->first_token_ns;
     if (!item->samples) {
@@ -319,17 +517,15 @@ static int take_item(struct engine *e, const struct engine_step *step,
         engine_step_end_request(e, r, FINISH_ERROR, "no token is left that the request may draw");
         return 0;
     }
-    token =
-        sampler_token(&step->results, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
-    step_trace_token(e->trace, &r->seq);
-    reason = request_push_token(r, &token, now_ns);
-    e->sampler.mask_ns += r->filter.take_ns;
-    r->filter.take_ns = 0;
-    if (reason != FINISH_NONE)
+    if (item->kind == SCHED_WHOLE)
+        n_new = take_block(e, step, item, now_ns);
+    else
+        take_token(e, step, item, 0, now_ns);
+    if (r->finish != FINISH_NONE)
         let_go(e, r);
     else
         request_tell(r, &e->outbox);
-    return 1;
+    return n_new;
 }
 
 struct engine_pages engine_count_pages(const struct engine *e)

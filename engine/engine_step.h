@@ -8,6 +8,10 @@
  *     device  step k ............|step k+1 .....................|step k+2 ...
  *
  *   tokens    those of step k feed step k+1 on the device (step_batch.slot_token)
+ *   blocks    a step of a Block Transformer is a macro step where it can be (whole_blocks): the
+ *             block decoder's rows, then a token of every block and its sampling for each phase,
+ *             without the host in between. Known tokens and surplus ones, behind a stop or the last
+ *             of max_tokens, are rows like the others whose draws nobody takes
  *   stops     length stops are known in advance. Who stops otherwise has a row in step k+1, which
  *             is dropped: its item's seq becomes NULL. Its pages are free at once, for whoever
  *             gets them writes in a later step
@@ -22,6 +26,8 @@
 
 /* max_items: of a step. */
 int engine_steps_init(struct engine *e, int max_items, int max_logits, struct err *err);
+/* Keys of graphs that a Block Transformer's steps ask for. */
+int engine_steps_graphs(int max_logits);
 void engine_steps_release(struct engine *e); /* accepts half-built */
 
 /* Plans the next step and queues it. False when nothing can run before the oldest step is taken. */

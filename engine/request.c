@@ -387,6 +387,7 @@ int request_new(struct request **out, const struct request_env *env,
         rc = bias_init(r, req->sampling.bias, err);
     if (rc == 0)
         rc = filter_init(r, &req->sampling, err);
+    r->seq.needs_tokens = request_needs_token_on_host(r);
     if (rc == 0)
         rc = text_init(r, &req->sampling, err);
     if (rc == 0)

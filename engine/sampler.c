@@ -30,9 +30,10 @@ static size_t mask_words(const struct sampler *s)
 int sampler_init(struct sampler *s, struct backend *be, const struct sampler_params *params,
                  struct err *err)
 {
-    size_t n = (size_t)params->max_logits;
+    size_t n_rows = (size_t)params->max_logits;
+    size_t n = n_rows * (size_t)(params->n_phases > 0 ? params->n_phases : 1);
     const size_t bytes[DEV_COUNT] = {
-        [DEV_ROWS] = n * sizeof(*s->rows),
+        [DEV_ROWS] = n_rows * sizeof(*s->rows),
         [DEV_BIAS] = (size_t)params->max_bias * sizeof(*s->bias),
         [DEV_SEEN] = (size_t)params->max_seen * sizeof(*s->seen),
         [DEV_MASK] = (size_t)params->max_batch * SAMPLE_MASK_WORDS((size_t)params->vocab_size) *
@@ -72,18 +73,16 @@ void sampler_release(struct sampler *s)
     *s = (struct sampler){0};
 }
 
-int sampler_results_init(struct sampler_results *r, struct backend *be, int max_logits,
-                         struct err *err)
+int sampler_results_init(struct sampler_results *r, struct backend *be, int n, struct err *err)
 {
-    size_t n = (size_t)max_logits;
+    size_t n_tops = (size_t)n * ENGINE_MAX_TOP;
     void *result = NULL, *top_token = NULL, *top_logprob = NULL;
-    int rc = be->ops->host_alloc(be, &result, n * sizeof(*r->result), err);
+    int rc = be->ops->host_alloc(be, &result, (size_t)n * sizeof(*r->result), err);
 
     if (rc == 0)
-        rc = be->ops->host_alloc(be, &top_token, n * ENGINE_MAX_TOP * sizeof(*r->top_token), err);
+        rc = be->ops->host_alloc(be, &top_token, n_tops * sizeof(*r->top_token), err);
     if (rc == 0)
-        rc = be->ops->host_alloc(be, &top_logprob, n * ENGINE_MAX_TOP * sizeof(*r->top_logprob),
-                                 err);
+        rc = be->ops->host_alloc(be, &top_logprob, n_tops * sizeof(*r->top_logprob), err);
     *r = (struct sampler_results){
         .result = result, .top_token = top_token, .top_logprob = top_logprob, .be = be};
     if (rc < 0)
@@ -124,40 +123,75 @@ static int32_t add_mask(struct sampler *s, struct request *r)
     return ++s->n_masks;
 }
 
-void sampler_add_draw(struct sampler *s, struct request *r)
+/* Copies n biases; where they lie. */
+static int32_t add_biases(struct sampler *s, const struct sample_bias *bias, int n)
+{
+    int32_t at = s->n_bias;
+
+    CHECK(s->n_bias + n <= s->params.max_bias);
+    if (n)
+        memcpy(&s->bias[at], bias, (size_t)n * sizeof(*bias));
+    s->n_bias += n;
+    return at;
+}
+
+/* A row that draws for positions first to end - 1. */
+static struct sample_row *add_draws(struct sampler *s, struct request *r, int64_t first,
+                                    int64_t end)
 {
     const struct sampling_params *p = &r->sampling;
-    bool too_short = sched_seq_len(&r->seq) - r->seq.n_prompt < p->min_tokens;
-    const struct sample_bias *bias = too_short ? r->bias_min : r->bias;
-    int n_bias = too_short ? r->n_bias_min : r->n_bias;
-    int n_top = p->n_logprobs > 0 ? p->n_logprobs : 0;
+    int64_t min_end = (int64_t)r->seq.n_prompt + p->min_tokens;
+    bool early = first < min_end, late = end > min_end;
+    struct sample_row *row = add_row(s, p->n_logprobs);
 
-    CHECK(s->n_bias + n_bias <= s->params.max_bias);
     CHECK(s->n_seen + r->counts.n_rows <= s->params.max_seen);
-    *add_row(s, n_top) = (struct sample_row){.temperature = p->temperature,
-                                             .top_p = p->top_p,
-                                             .min_p = p->min_p,
-                                             .repetition_penalty = p->repetition_penalty,
-                                             .presence_penalty = p->presence_penalty,
-                                             .frequency_penalty = p->frequency_penalty,
-                                             .top_k = p->top_k,
-                                             .seed = p->seed,
-                                             .sample_idx = p->sample_idx,
-                                             .position = sched_seq_len(&r->seq),
-                                             .forced_token = -1,
-                                             .n_top = n_top,
-                                             .bias_at = s->n_bias,
-                                             .n_bias = n_bias,
-                                             .seen_at = s->n_seen,
-                                             .n_seen = r->counts.n_rows,
-                                             .mask = add_mask(s, r),
-                                             .slot = r->seq.slot};
-    if (n_bias)
-        memcpy(&s->bias[s->n_bias], bias, (size_t)n_bias * sizeof(*bias));
-    s->n_bias += n_bias;
+    *row = (struct sample_row){.temperature = p->temperature,
+                               .top_p = p->top_p,
+                               .min_p = p->min_p,
+                               .repetition_penalty = p->repetition_penalty,
+                               .presence_penalty = p->presence_penalty,
+                               .frequency_penalty = p->frequency_penalty,
+                               .top_k = p->top_k,
+                               .seed = p->seed,
+                               .sample_idx = p->sample_idx,
+                               .position = first,
+                               .forced_token = -1,
+                               .n_top = p->n_logprobs,
+                               .n_bias = late ? r->n_bias : 0,
+                               .n_bias_min = early ? r->n_bias_min : 0,
+                               .min_end = min_end,
+                               .seen_at = s->n_seen,
+                               .n_seen = r->counts.n_rows,
+                               .mask = add_mask(s, r),
+                               .slot = r->seq.slot};
+    row->bias_at = add_biases(s, r->bias, row->n_bias);
+    row->bias_min_at = add_biases(s, r->bias_min, row->n_bias_min);
     if (r->counts.n_rows)
         memcpy(&s->seen[s->n_seen], r->counts.rows, (size_t)r->counts.n_rows * sizeof(*s->seen));
     s->n_seen += r->counts.n_rows;
+    return row;
+}
+
+void sampler_add_draw(struct sampler *s, struct request *r)
+{
+    int64_t at = sched_seq_len(&r->seq);
+
+    add_draws(s, r, at, at + 1);
+}
+
+void sampler_add_block(struct sampler *s, struct request *r, int64_t position, int first, int end)
+{
+    struct sample_row *row = add_draws(s, r, position + first, position + end);
+
+    row->position = position;
+    row->first_phase = first;
+    row->end_phase = end > 0 ? end : 1; /* first may be end: then nothing is drawn */
+}
+
+void sampler_pad(struct sampler *s, int n)
+{
+    while (s->n_rows < n)
+        *add_row(s, -1) = (struct sample_row){.first_phase = INT32_MAX, .n_top = -1, .slot = -1};
 }
 
 void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
@@ -172,7 +206,6 @@ void sampler_add_prompt(struct sampler *s, const struct request *r, int32_t pos)
                                              .position = pos,
                                              .forced_token = r->tokens[pos],
                                              .n_top = n_top,
-                                             .bias_at = s->n_bias,
                                              .seen_at = s->n_seen,
                                              .slot = -1};
 }
@@ -202,26 +235,10 @@ static int fetch(struct sampler *s, void *host, int which, size_t bytes, struct 
     return s->be->ops->fetch(s->be, host, s->device[which], bytes, err);
 }
 
-int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sampler_results *out,
-                struct err *err)
+int sampler_upload(struct sampler *s, struct err *err)
 {
-    struct sample_args args = {.n_rows = s->n_rows,
-                               .vocab_size = s->params.vocab_size,
-                               .max_top = s->max_top,
-                               .logits = logits,
-                               .rows = s->device[DEV_ROWS],
-                               .bias = s->device[DEV_BIAS],
-                               .seen = s->device[DEV_SEEN],
-                               .mask = s->device[DEV_MASK],
-                               .result = s->device[DEV_RESULT],
-                               .slot_token = slot_token,
-                               .top_token = s->device[DEV_TOP_TOKEN],
-                               .top_logprob = s->device[DEV_TOP_LOGPROB]};
-    size_t n = (size_t)s->n_rows, n_top = n * s->max_top;
-    int rc = upload(s, DEV_ROWS, s->rows, n * sizeof(*s->rows), err);
+    int rc = upload(s, DEV_ROWS, s->rows, (size_t)s->n_rows * sizeof(*s->rows), err);
 
-    out->n_rows = s->n_rows;
-    out->max_top = s->max_top;
     if (rc == 0)
         rc = upload(s, DEV_BIAS, s->bias, (size_t)s->n_bias * sizeof(*s->bias), err);
     if (rc == 0)
@@ -229,10 +246,39 @@ int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sa
     if (rc == 0)
         rc = upload(s, DEV_MASK, s->mask, (size_t)s->n_masks * mask_words(s) * sizeof(*s->mask),
                     err);
-    if (rc == 0)
-        rc = s->be->ops->sample(s->be, &args, err);
-    if (rc == 0)
-        rc = fetch(s, out->result, DEV_RESULT, n * sizeof(*out->result), err);
+    return rc;
+}
+
+int sampler_draw(struct sampler *s, const struct sampler_part *part, struct err *err)
+{
+    int64_t at = (int64_t)part->phase * s->n_rows + part->first;
+    struct sample_args args = {.n_rows = part->n,
+                               .vocab_size = s->params.vocab_size,
+                               .max_top = s->max_top,
+                               .logits = part->logits,
+                               .rows = (const struct sample_row *)s->device[DEV_ROWS] + part->first,
+                               .bias = s->device[DEV_BIAS],
+                               .seen = s->device[DEV_SEEN],
+                               .mask = s->device[DEV_MASK],
+                               .phase = part->phase,
+                               .result = (struct sample_result *)s->device[DEV_RESULT] + at,
+                               .slot_token = part->slot_token,
+                               .slot_stride = part->slot_stride,
+                               .top_token = (int32_t *)s->device[DEV_TOP_TOKEN] + at * s->max_top,
+                               .top_logprob = (float *)s->device[DEV_TOP_LOGPROB] + at * s->max_top};
+
+    CHECK(part->first + part->n <= s->n_rows);
+    return part->n > 0 ? s->be->ops->sample(s->be, &args, err) : 0;
+}
+
+int sampler_fetch(struct sampler *s, int n_phases, struct sampler_results *out, struct err *err)
+{
+    size_t n = (size_t)s->n_rows * (size_t)n_phases, n_top = n * (size_t)s->max_top;
+    int rc = fetch(s, out->result, DEV_RESULT, n * sizeof(*out->result), err);
+
+    out->n_rows = s->n_rows;
+    out->n_phases = n_phases;
+    out->max_top = s->max_top;
     if (rc == 0 && n_top)
         rc = fetch(s, out->top_token, DEV_TOP_TOKEN, n_top * sizeof(*out->top_token), err);
     if (rc == 0 && n_top)
@@ -240,16 +286,28 @@ int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sa
     return rc;
 }
 
-struct engine_token sampler_token(const struct sampler_results *r, int i, int n_top)
+int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sampler_results *out,
+                struct err *err)
 {
-    struct engine_token token = {.id = r->result[i].token, .logprob = NAN};
-    size_t at = (size_t)i * r->max_top;
+    struct sampler_part part = {.n = s->n_rows, .logits = logits, .slot_token = slot_token};
+    int rc = sampler_upload(s, err);
+
+    if (rc == 0)
+        rc = sampler_draw(s, &part, err);
+    return rc < 0 ? rc : sampler_fetch(s, 1, out, err);
+}
+
+struct engine_token sampler_token(const struct sampler_results *r, int phase, int i, int n_top)
+{
+    size_t row = (size_t)phase * r->n_rows + i, at = row * r->max_top;
+    struct engine_token token = {.id = r->result[row].token, .logprob = NAN};
 
     CHECK(i < r->n_rows);
+    CHECK(phase < r->n_phases);
     CHECK(n_top <= r->max_top || n_top <= 0);
     if (n_top < 0)
         return token;
-    token.logprob = r->result[i].logprob;
+    token.logprob = r->result[row].logprob;
     for (int k = 0; k < n_top && r->top_token[at + k] >= 0; k++) {
         token.top_id[k] = r->top_token[at + k];
         token.top_logprob[k] = r->top_logprob[at + k];

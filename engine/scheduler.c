@@ -344,6 +344,7 @@ const struct sched_step *scheduler_plan(struct scheduler *s)
     step->n_items = step->n_rows = step->n_decode = step->n_logits = 0;
     step->n_admitted = step->n_preempted = step->n_stalled = 0;
     step->n_prompt = step->n_block_rows = step->n_block_decode = 0;
+    step->n_phases = 1;
     if (s->params.block_len) {
         scheduler_plan_blocks(s);
     } else {

@@ -28,7 +28,10 @@
  * then chunks of prompts; each leaves the context that its next block is decoded from. Phases 0 to
  * block_len - 1 then give one token each to every sequence that began in phase 0, in lock step.
  * Newcomers, and pages, come in phase 0 only. Tokens that are known, the end of a prompt that fills
- * no block, go through the phases without being drawn.
+ * no block, go through the phases without being drawn. With params.whole_blocks a step has all
+ * phases at once, unless somebody in it must have one token on the host before the next is drawn
+ * (needs_tokens), or wants logits of its prompt: then it is a phase, as are those that follow it up
+ * to the next block.
  *
  * The engine thread owns the scheduler and every sched_seq in it.
  */
@@ -56,6 +59,7 @@ struct sched_seq {
     int32_t n_prompt, n_tokens; /* n_tokens grows by scheduler_push_token() */
     int32_t n_seen_max;         /* penalty entries a step of it can take */
     bool wants_prompt_logits;
+    bool needs_tokens; /* on the host, before its next one is drawn */
     enum engine_pooling pooling;
     int32_t priority;      /* lower comes first; equal ones by arrival */
     bool shares_prefix;    /* its prompt may come from the prefix cache, and go there */
@@ -81,7 +85,8 @@ struct sched_seq {
 enum sched_kind {
     SCHED_ROWS = 0, /* tokens */
     SCHED_BLOCKS,   /* blocks, for the block decoder: no logits */
-    SCHED_TOKEN     /* one token of a block, for the token decoder */
+    SCHED_TOKEN,    /* one token of a block, for the token decoder */
+    SCHED_WHOLE     /* all tokens of a block, for the token decoder */
 };
 
 /* Consecutive rows of one sequence, or what the token decoder does for one of its blocks. */
@@ -96,6 +101,8 @@ struct sched_item {
     bool ends_prompt;          /* no logits of the prompt come behind it */
     bool ends;                 /* nothing of the sequence comes behind it, and it samples nothing */
     int32_t seat, context_row; /* SCHED_TOKEN: in the slab; the row of the context, in phase 0 */
+    /* SCHED_WHOLE: pos0 is the block's first token; phases n_known to n_phases - 1 sample. */
+    int32_t n_known, n_phases;
 };
 
 /* The position of the row that the item's k-th prompt logits are of. */
@@ -122,6 +129,7 @@ struct sched_step {
     int n_items, n_rows, n_decode, n_logits;
     int n_prompt;                             /* prompt tokens that are done with the step */
     int phase;                                /* Block Transformers' */
+    int n_phases;                             /* from there on; likewise */
     int n_block_rows, n_block_decode;         /* rows of the block decoder */
     struct sched_seq **admitted, **preempted; /* in the order it happened */
     int n_admitted, n_preempted;
@@ -140,6 +148,7 @@ struct sched_params {
     int32_t max_seen; /* penalty entries of a step */
     int block_len;    /* tokens of a Block Transformer's block; 0: rows are tokens */
     int n_prefix;     /* its token decoder's rows for a block in phase 0 */
+    bool whole_blocks; /* steps of all phases, where they can be */
 };
 
 /* A block that the token decoder is at. */

@@ -168,9 +168,55 @@ static void plan_tokens(struct scheduler *s)
     s->n_blocks = n;
 }
 
+/* Is all that is to be decoded known without the host's help? */
+static bool can_go_whole(const struct scheduler *s)
+{
+    if (!s->params.whole_blocks || s->params.block_len < 2)
+        return false;
+    for (int i = 0; i < s->n_blocks; i++) {
+        const struct sched_block *b = &s->blocks[i];
+        int32_t end = (b->block + 1) * s->params.block_len - b->seq->lead;
+
+        if (b->is_prompt || b->seq->needs_tokens)
+            return false;
+        /* Some of its prompt's logits are of this block. */
+        if (wants_from(s, b->seq) < min32(b->seq->n_prompt, end))
+            return false;
+    }
+    return true;
+}
+
+/* The token decoder's part, all phases of it. */
+static void plan_whole(struct scheduler *s)
+{
+    for (int i = 0; i < s->n_blocks; i++) {
+        const struct sched_block *b = &s->blocks[i];
+        int32_t token = b->block * s->params.block_len - b->seq->lead;
+        int32_t n = min32(s->params.block_len, b->seq->n_limit - token);
+        struct sched_item *item;
+
+        if (n <= 0)
+            continue;
+        item = scheduler_add_item(s, b->seq, s->params.n_prefix + n - 1);
+        item->kind = SCHED_WHOLE;
+        item->is_decode = true;
+        item->pos0 = token;
+        item->seat = b->seat;
+        item->context_row = b->context_row;
+        item->n_phases = n;
+        item->n_known = min32(n, sched_seq_len(b->seq) - token);
+        item->samples = item->n_known < n;
+        s->step.n_decode += item->n_rows;
+        s->step.n_logits++;
+        s->step.n_prompt += max32(0, min32(n, b->seq->n_prompt - token));
+    }
+    s->n_blocks = 0;
+}
+
 void scheduler_plan_blocks(struct scheduler *s)
 {
     s->step.phase = s->phase;
+    s->step.n_phases = 1;
     if (s->phase > 0) {
         plan_tokens(s);
         if (s->step.n_items > 0)
@@ -180,6 +226,11 @@ void scheduler_plan_blocks(struct scheduler *s)
     s->n_blocks = 0;
     plan_block_rows(s);
     scheduler_plan_prompts(s);
+    if (can_go_whole(s)) {
+        s->step.n_phases = s->params.block_len;
+        plan_whole(s);
+        return;
+    }
     plan_tokens(s);
 }
 
@@ -197,7 +248,7 @@ static void blocks_done(struct scheduler *s, const struct sched_item *item)
 
 void scheduler_blocks_queued(struct scheduler *s)
 {
-    bool last = s->step.phase == s->params.block_len - 1;
+    bool last = s->step.phase + s->step.n_phases == s->params.block_len;
 
     for (int i = 0; i < s->step.n_items; i++) {
         const struct sched_item *item = &s->step.items[i];
@@ -205,7 +256,10 @@ void scheduler_blocks_queued(struct scheduler *s)
 
         if (item->kind == SCHED_BLOCKS)
             blocks_done(s, item);
-        seq->n_pending += item->samples;
+        if (item->kind == SCHED_WHOLE)
+            seq->n_pending += item->n_phases - item->n_known;
+        else
+            seq->n_pending += item->samples;
         /* Blocks of a prompt go side by side: all of them are done, or none. */
         if (item->n_prompt_logits && (last || item->seat == seq->slot))
             seq->n_logits_done = max32(seq->n_logits_done, item->pos0 + 1);

@@ -115,7 +115,8 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
                                    .max_logits = (int)f[3].value,
                                    .max_seen = (int32_t)f[4].value,
                                    .block_len = (int)f[5].value,
-                                   .n_prefix = (int)f[6].value};
+                                   .n_prefix = (int)f[6].value,
+                                   .whole_blocks = json_is_true(json_object_get(o, "whole_blocks"))};
     shape = (struct kv_shape){.n_layers = (int)f[7].value,
                               .n_heads = (int)f[8].value,
                               .n_kv_heads = (int)f[9].value,
@@ -270,6 +271,7 @@ static int read_seq(struct replay *r, struct replay_seq *s, const json_t *o, str
                             .pooling = (enum engine_pooling)pooling,
                             .first_logits_row = (int32_t)first};
     q->wants_prompt_logits = json_is_true(json_object_get(o, "prompt_logits"));
+    q->needs_tokens = json_is_true(json_object_get(o, "needs_tokens"));
     q->shares_prefix = json_is_true(json_object_get(o, "shares"));
     q->key.a = (uint64_t)json_integer_value(json_object_get(o, "key"));
     kv_need_init(&q->need, &r->kv.shape, s->geometry->heads, r->windows, (int32_t)entries);

@@ -70,12 +70,13 @@ static void put_head(struct step_trace *t, const struct scheduler *s)
                 "{\"trace\":%d,\"max_batch\":%d,\"chunk_tokens\":%d,\"max_logits\":%d,"
                 "\"max_seen\":%d,\"block_len\":%d,\"n_prefix\":%d,\"n_layers\":%d,\"n_heads\":%d,"
                 "\"n_kv_heads\":%d,\"head_dim\":%d,"
-                "\"page_entries\":%d,\"n_pages\":%d,\"table_len\":%lld,\"prefix_cache\":%s}\n",
+                "\"page_entries\":%d,\"n_pages\":%d,\"table_len\":%lld,\"prefix_cache\":%s,"
+                "\"whole_blocks\":%s}\n",
                 STEP_TRACE_VERSION, s->params.max_batch, s->params.chunk_tokens,
                 s->params.max_logits, s->params.max_seen, s->params.block_len, s->params.n_prefix,
                 kv->shape.n_layers, kv->shape.n_heads, kv->shape.n_kv_heads, kv->shape.head_dim,
                 kv->shape.page_entries, kv->pool.n_pages, (long long)kv->table_len,
-                s->cache ? "true" : "false");
+                s->cache ? "true" : "false", s->params.whole_blocks ? "true" : "false");
     put(t);
 }
 
@@ -192,11 +193,12 @@ void step_trace_add(struct step_trace *t, const struct scheduler *s, const struc
                 "{\"add\":%llu,\"prompt\":%d,\"lead\":%d,\"limit\":%d,\"entries\":%d,\"geom\":%lld,"
                 "\"seen\":%d,"
                 "\"priority\":%d,\"prompt_logits\":%s,\"first_logits\":%d,\"pooling\":%d,"
-                "\"shares\":%s",
+                "\"needs_tokens\":%s,\"shares\":%s",
                 (unsigned long long)t->id_of(seq), seq->n_prompt, seq->lead, seq->n_limit,
                 seq->need.n_limit, (long long)geom, seq->n_seen_max, seq->priority,
                 seq->wants_prompt_logits ? "true" : "false", seq->first_logits_row,
-                (int)seq->pooling, seq->shares_prefix ? "true" : "false");
+                (int)seq->pooling, seq->needs_tokens ? "true" : "false",
+                seq->shares_prefix ? "true" : "false");
     if (s->cache && seq->shares_prefix)
         add_pages(t, s, seq);
     strbuf_addstr(&t->line, "}\n");
@@ -212,6 +214,12 @@ static void add_ids(struct strbuf *out, const char *key, step_trace_id_fn *id_of
     strbuf_addch(out, ']');
 }
 
+/* Is it the token decoder's? */
+static bool is_token(const struct sched_item *item)
+{
+    return item->kind == SCHED_TOKEN || item->kind == SCHED_WHOLE;
+}
+
 void step_trace_format(const struct scheduler *s, step_trace_id_fn *id_of, struct strbuf *out)
 {
     const struct sched_step *step = &s->step;
@@ -220,21 +228,24 @@ void step_trace_format(const struct scheduler *s, step_trace_id_fn *id_of, struc
     int n_first = 0;
 
     while (n_first < step->n_items && step->items[n_first].is_decode &&
-           step->items[n_first].kind != SCHED_TOKEN)
+           !is_token(&step->items[n_first]))
         n_first++;
     strbuf_addf(out, "\"rows\":%d,\"decode\":[", step->n_rows);
     for (int i = 0; i < n_first; i++)
         strbuf_addf(out, "%s%llu", i ? "," : "", (unsigned long long)id_of(step->items[i].seq));
     strbuf_addstr(out, "],\"prefill\":[");
-    for (int i = n_first; i < step->n_items && step->items[i].kind != SCHED_TOKEN; i++)
+    for (int i = n_first; i < step->n_items && !is_token(&step->items[i]); i++)
         strbuf_addf(out, "%s[%llu,%d,%d]", i > n_first ? "," : "",
                     (unsigned long long)id_of(step->items[i].seq), (int)step->items[i].pos0,
                     (int)step->items[i].n_rows);
     strbuf_addch(out, ']');
     if (s->params.block_len) {
-        strbuf_addf(out, ",\"phase\":%d,\"token\":[", step->phase);
+        strbuf_addf(out, ",\"phase\":%d", step->phase);
+        if (step->n_phases > 1)
+            strbuf_addf(out, ",\"phases\":%d", step->n_phases);
+        strbuf_addstr(out, ",\"token\":[");
         for (int i = n_first; i < step->n_items; i++) {
-            if (step->items[i].kind != SCHED_TOKEN)
+            if (!is_token(&step->items[i]))
                 continue;
             strbuf_addf(out, "%s[%llu,%d,%d]", comma, (unsigned long long)id_of(step->items[i].seq),
                         (int)step->items[i].pos0, (int)step->items[i].seat);

@@ -31,7 +31,8 @@ struct cpu_backend {
     float *rope;                /* [max_rows, rope_dim/2, 2] cos and sin, scaled */
     int rope_cap;               /* pairs the table holds a row */
     const float *rope_inv_freq; /* what the table was made from; NULL: not yet in this step */
-    int rope_dim, rope_stride;
+    const int32_t *rope_pos;
+    int rope_dim, rope_stride, rope_rows;
     float rope_scale;
 
     float *split; /* decode attention's states before they are merged */

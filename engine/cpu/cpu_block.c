@@ -28,7 +28,8 @@ static void gather_items(void *arg, int64_t begin, int64_t end, int thread)
         int token = a->token[i];
 
         if (token < 0)
-            token = a->batch->slot_token[a->batch->slot[i / a->block_len]];
+            token = a->batch->slot_token[(int64_t)a->batch->slot[i / a->block_len] * a->block_len +
+                                         i % a->block_len];
         CHECK(token >= 0);
         CHECK(token < t->n_out);
         dtype_convert(out + i * t->n_in, DTYPE_F32,

@@ -32,7 +32,7 @@ static void embed_items(void *arg, int64_t begin, int64_t end, int thread)
         int token = a->batch->token[r];
 
         if (token < 0)
-            token = a->batch->slot_token[a->batch->slot[r]];
+            token = a->batch->slot_token[(int64_t)a->batch->slot[r] * step_batch_stride(a->batch)];
         CHECK(token >= 0);
         CHECK(token < t->n_out);
         dtype_convert((float *)a->x + r * t->n_in, DTYPE_F32,
@@ -81,19 +81,22 @@ static void rope_items(void *arg, int64_t begin, int64_t end, int thread)
     }
 }
 
-/* All layers of a step mostly share one table. */
+/* All layers that see the same rows mostly share one table. */
 static void rope_prepare(struct cpu_backend *cb, const struct attn_in_args *a)
 {
+    const int32_t *pos = a->batch->rope_pos ? a->batch->rope_pos : a->batch->pos;
     struct rope_job job = {.cb = cb, .a = a};
 
     if (a->rope_dim == 0)
         return;
-    if (cb->rope_inv_freq == a->inv_freq && cb->rope_dim == a->rope_dim &&
-        cb->rope_stride == a->inv_freq_stride && cb->rope_scale == a->rope_scale)
+    if (cb->rope_inv_freq == a->inv_freq && cb->rope_dim == a->rope_dim && cb->rope_pos == pos &&
+        cb->rope_rows == a->batch->n_rows && cb->rope_stride == a->inv_freq_stride && cb->rope_scale == a->rope_scale)
         return;
     CHECK(a->rope_dim / 2 <= cb->rope_cap);
     cpu_threads_run(cb->threads, a->batch->n_rows, ROW_GRAIN, rope_items, &job);
     cb->rope_inv_freq = a->inv_freq;
+    cb->rope_pos = pos;
+    cb->rope_rows = a->batch->n_rows;
     cb->rope_dim = a->rope_dim;
     cb->rope_stride = a->inv_freq_stride;
     cb->rope_scale = a->rope_scale;

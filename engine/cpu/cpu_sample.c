@@ -168,7 +168,10 @@ static void mask_out(struct sample_work *w, const uint32_t *mask)
 static float logits_modify(const struct cpu_kernels *kern, struct sample_work *w,
                            const struct sample_args *a, const struct sample_row *r, float scale)
 {
-    bool has_bias = r->n_bias > 0 || r->n_seen > 0 || r->mask > 0;
+    bool is_early = r->position + a->phase < r->min_end;
+    int n_bias = is_early ? r->n_bias_min : r->n_bias;
+    const struct sample_bias *biases = a->bias + (is_early ? r->bias_min_at : r->bias_at);
+    bool has_bias = n_bias > 0 || r->n_seen > 0 || r->mask > 0;
 
     w->x = w->raw;
     if (!has_bias && scale == 1.0f)
@@ -181,11 +184,9 @@ static float logits_modify(const struct cpu_kernels *kern, struct sample_work *w
         if (seen->token >= 0 && seen->token < w->vocab_size)
             w->x[seen->token] = penalise(w->x[seen->token], r, seen);
     }
-    for (int i = 0; i < r->n_bias; i++) {
-        const struct sample_bias *bias = &a->bias[r->bias_at + i];
-
-        if (bias->token >= 0 && bias->token < w->vocab_size)
-            w->x[bias->token] += bias->value;
+    for (int i = 0; i < n_bias; i++) {
+        if (biases[i].token >= 0 && biases[i].token < w->vocab_size)
+            w->x[biases[i].token] += biases[i].value;
     }
     if (r->mask > 0)
         mask_out(w, a->mask + (int64_t)(r->mask - 1) * SAMPLE_MASK_WORDS(w->vocab_size));
@@ -242,9 +243,9 @@ static int32_t draw_from_all(const struct cpu_kernels *kern, struct sample_work 
 }
 
 static int32_t draw(const struct cpu_kernels *kern, struct sample_work *w,
-                    const struct sample_row *r)
+                    const struct sample_row *r, int phase)
 {
-    uint64_t u = rng_u64(r->seed, r->sample_idx, (uint64_t)r->position), sum = 0;
+    uint64_t u = rng_u64(r->seed, r->sample_idx, (uint64_t)(r->position + phase)), sum = 0;
     bool by_count = r->top_k > 0 && r->top_k < w->vocab_size;
     bool by_weight = r->top_p < 1.0f;
     float cut = -INFINITY;
@@ -331,11 +332,16 @@ static void sample_one(const struct cpu_kernels *kern, struct sample_work *w,
                        const struct sample_args *a, int row)
 {
     const struct sample_row *r = &a->rows[row];
+    bool has_logprob = r->n_top >= 0;
     int32_t token = r->forced_token;
 
+    if (a->phase < r->first_phase || (r->end_phase > 0 && a->phase >= r->end_phase))
+        return;
     w->raw_max =
         kern->logits_clean(w->raw, a->logits + (int64_t)row * a->vocab_size, a->vocab_size);
-    w->raw_sum = kern->weight_sum(w->raw, a->vocab_size, w->raw_max, -INFINITY);
+    /* A draw from all of the raw logits wants the sum too. */
+    if (has_logprob || (r->temperature >= GREEDY_BELOW && token < 0))
+        w->raw_sum = kern->weight_sum(w->raw, a->vocab_size, w->raw_max, -INFINITY);
     if (a->max_top > 0)
         top_tokens(kern, w, r->n_top < a->max_top ? r->n_top : a->max_top, a->max_top,
                    a->top_token + (int64_t)row * a->max_top,
@@ -344,13 +350,13 @@ static void sample_one(const struct cpu_kernels *kern, struct sample_work *w,
         bool greedy = !(r->temperature >= GREEDY_BELOW);
 
         w->max = logits_modify(kern, w, a, r, greedy ? 1.0f : 1.0f / r->temperature);
-        token = greedy ? first_max(w) : draw(kern, w, r);
+        token = greedy ? first_max(w) : draw(kern, w, r, a->phase);
     }
     CHECK(token < a->vocab_size);
-    a->result[row] =
-        (struct sample_result){.token = token, .logprob = logprob_of(w, w->raw[token])};
+    a->result[row] = (struct sample_result){
+        .token = token, .logprob = has_logprob ? logprob_of(w, w->raw[token]) : 0.0f};
     if (a->slot_token && r->slot >= 0)
-        a->slot_token[r->slot] = token;
+        a->slot_token[(int64_t)r->slot * (a->slot_stride > 0 ? a->slot_stride : 1)] = token;
 }
 
 struct sample_job {

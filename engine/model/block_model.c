@@ -146,16 +146,28 @@ static int begin_tokens(struct model *m, const struct block_step *step, struct e
                               : m->be->ops->embed(m->be, &embed, err);
 }
 
-int model_forward_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
-                         struct err *err)
+int model_block_logits(struct model *m, const struct step_batch *tokens, int first, int n,
+                       struct err *err)
 {
-    struct logits_args logits = {.batch = &step->tokens,
+    struct step_batch batch = *tokens;
+    struct logits_args logits = {.batch = &batch,
                                  .dim = m->cfg.block.token.dim,
                                  .vocab_size = m->cfg.vocab_size,
                                  .norm = stack_norm(&m->block.token),
                                  .head = m->cfg.tie_embeddings ? &m->block.token_embed : &m->head,
                                  .x = m->block.token.x,
                                  .out = m->logits};
+
+    CHECK(first + n <= tokens->n_logits);
+    CHECK(n <= m->n_logit_rows);
+    batch.n_logits = n;
+    batch.logit_row += first;
+    return n > 0 ? m->be->ops->logits(m->be, &logits, err) : 0;
+}
+
+int model_decode_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
+                        struct err *err)
+{
     int rc = 0;
 
     CHECK(step->tokens.n_decode == step->tokens.n_rows);
@@ -165,9 +177,13 @@ int model_forward_blocks(struct model *m, const struct block_step *step, const s
     if (rc < 0 || step->tokens.n_rows == 0)
         return rc;
     rc = begin_tokens(m, step, err);
-    if (rc == 0)
-        rc = stack_forward(&m->block.token, &step->tokens, &m->block.slab, NULL, err);
-    if (rc == 0 && step->tokens.n_logits > 0)
-        rc = m->be->ops->logits(m->be, &logits, err);
-    return rc;
+    return rc < 0 ? rc : stack_forward(&m->block.token, &step->tokens, &m->block.slab, NULL, err);
+}
+
+int model_forward_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
+                         struct err *err)
+{
+    int rc = model_decode_blocks(m, step, kv, err);
+
+    return rc < 0 ? rc : model_block_logits(m, &step->tokens, 0, step->tokens.n_logits, err);
 }

@@ -13,13 +13,26 @@
 
 #include <stdlib.h>
 
-/* Room for what the forward pass ends in. */
+#define MAX_LOGITS_BYTES ((size_t)256 << 20) /* a thousand rows of 50k: what a product wants */
+#define LOGITS_STEP      128                 /* rows of a product's tile */
+
+/*
+ * Room for what the forward pass ends in. Thousands of a Block Transformer's rows have their logits
+ * in turns: all of them at once would be gigabytes.
+ */
 static int open_results(struct model *m, struct err *err)
 {
-    size_t bytes = (size_t)m->max_logits * m->cfg.vocab_size * sizeof(float);
+    size_t row_bytes = (size_t)m->cfg.vocab_size * sizeof(float), bytes;
+    size_t most = MAX_LOGITS_BYTES / row_bytes / LOGITS_STEP * LOGITS_STEP;
     size_t pooled_bytes = (size_t)m->n_pool_slots * m->cfg.stack.dim * sizeof(double);
-    int rc = m->be->ops->alloc(m->be, (void **)&m->logits, bytes, err);
+    int rc;
 
+    most = most > LOGITS_STEP ? most : LOGITS_STEP;
+    m->n_logit_rows = m->max_logits;
+    if (m->cfg.block.block_len && (size_t)m->max_logits > most)
+        m->n_logit_rows = (int)most;
+    bytes = (size_t)m->n_logit_rows * row_bytes;
+    rc = m->be->ops->alloc(m->be, (void **)&m->logits, bytes, err);
     if (rc == 0 && pooled_bytes)
         rc = m->be->ops->alloc(m->be, (void **)&m->pooled, pooled_bytes, err);
     m->buffer_bytes = m->stack.buffer_bytes + m->block.buffer_bytes + bytes + pooled_bytes;
@@ -109,6 +122,11 @@ size_t model_buffer_bytes(const struct model *m)
 bool model_wants_rope_len(const struct model *m)
 {
     return m->cfg.stack.rope.kind == ROPE_DYNAMIC;
+}
+
+int model_logit_rows(const struct model *m)
+{
+    return m->n_logit_rows;
 }
 
 float *model_logits(struct model *m)

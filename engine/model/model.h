@@ -79,10 +79,21 @@ struct block_step {
     struct step_batch tokens;
 };
 
-/* As model_forward(), with kv the block decoder's. */
+/* As model_forward(), with kv the block decoder's; at most model_logit_rows() of them. */
 int model_forward_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
                          struct err *err);
+
+/* The same in two parts: all but the logits, then those of logit_row[first ..] of the step's tokens
+ * as often as is asked for, n rows at a time, each time at the front of model_logits(). */
+int model_decode_blocks(struct model *m, const struct block_step *step, const struct kv_view *kv,
+                        struct err *err);
+int model_block_logits(struct model *m, const struct step_batch *tokens, int first, int n,
+                       struct err *err);
+
 float *model_logits(struct model *m);
+
+/* Rows that model_logits() has room for: max_logits, or fewer of a Block Transformer with many. */
+int model_logit_rows(const struct model *m);
 
 /* Device f64 [n_pool_slots, dim]: what batch->pools asked to add up of the hidden states. */
 double *model_pooled(struct model *m);

@@ -44,7 +44,8 @@ struct model {
     const char *unused; /* one of them, borrowed from files */
     size_t weight_bytes, buffer_bytes;
 
-    float *logits;  /* device [max_logits, vocab_size] */
+    int n_logit_rows;
+    float *logits;  /* device [n_logit_rows, vocab_size] */
     double *pooled; /* device [n_pool_slots, dim], or NULL */
 };
 

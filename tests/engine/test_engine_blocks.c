@@ -25,6 +25,7 @@ static const char *const variants[] = {
 #define N_VARIANTS (int)(sizeof(variants) / sizeof(variants[0]))
 
 static char dir[64];
+static bool by_tokens; /* steps of one token instead of whole blocks */
 
 static void link_file(const char *from, const char *name)
 {
@@ -69,6 +70,8 @@ static struct engine *open_hooked(const char *variant, const char *const *more,
     int n = 10;
     struct engine *e;
 
+    if (by_tokens)
+        flags[n++] = "--no-whole-blocks";
     make_dir(variant);
     for (; more && *more; more++)
         flags[n++] = *more;
@@ -394,8 +397,10 @@ END_TEST
 #define N_CROWD 40
 
 /* Random prompts, some of which begin alike, lengths, temperatures, penalties. */
-static void draw_request(struct engine_request *req, struct golden *g, int i)
+static void draw_request(struct engine_request *req, struct golden *g, int i, bool penalties)
 {
+    static const struct engine_bias bias[] = {{7, 1.5f}, {9, -100.0f}, {30, 2.0f}};
+    static const int32_t stops[] = {3, 30, 31, 32, 33};
     uint64_t draw = 0;
 
 #define DRAW(n) ((int)(rng_u64(9, (uint32_t)i, (int64_t)draw++) % (uint64_t)(n)))
@@ -408,16 +413,24 @@ static void draw_request(struct engine_request *req, struct golden *g, int i)
     req->sampling.ignore_eos = i % 2 == 0;
     req->sampling.n_logprobs = i % 5 == 0 ? 2 : -1;
     req->sampling.n_prompt_logprobs = i % 7 == 0 ? 1 : -1;
-    if (i % 6 == 1)
+    if (i % 6 == 1 && penalties)
         req->sampling.frequency_penalty = 0.5f;
+    if (i % 6 == 2) { /* ends somewhere behind, mostly inside of a block */
+        req->sampling.min_tokens = DRAW(req->sampling.max_tokens + 1);
+        req->sampling.bias = bias;
+        req->sampling.n_bias = 3;
+        req->sampling.stop_ids = stops;
+        req->sampling.n_stop_ids = 5;
+    }
 #undef DRAW
 }
 
 /* Alone with all the room there is, and all at once where pages run out: the same tokens, and
- * logprobs to the bit. */
-static void crowd(const char *variant, const char *memory, const char *run_ahead)
+ * logprobs to the bit. Alone it is a token a step. Without penalties all steps of the crowd that no
+ * logits of prompts are wanted of have whole blocks. */
+static void crowd(const char *variant, const char *memory, const char *run_ahead, bool penalties)
 {
-    const char *roomy[] = {"--page-entries", "8", "--no-prefix-cache", NULL};
+    const char *roomy[] = {"--page-entries", "8", "--no-prefix-cache", "--no-whole-blocks", NULL};
     const char *tight[] = {"--page-entries", "8", "--kv-memory", memory,    "--max-batch", "9",
                            "--chunk-tokens", "7", "--run-ahead", run_ahead, NULL};
     static struct golden g[N_CROWD];
@@ -428,13 +441,13 @@ static void crowd(const char *variant, const char *memory, const char *run_ahead
     uint64_t id;
 
     for (int i = 0; i < N_CROWD; i++) {
-        draw_request(&req, &g[i], i);
+        draw_request(&req, &g[i], i, penalties);
         ck_assert(engine_fixture_run(e, &req, &alone[i]));
     }
     close_engine(e);
     e = open_engine(variant, tight);
     for (int i = 0; i < N_CROWD; i++) {
-        draw_request(&req, &g[i], i);
+        draw_request(&req, &g[i], i, penalties);
         collected_init(&together[i]);
         req.user = &together[i];
         ck_assert_int_eq(engine_submit(e, &req, &id, NULL), 0);
@@ -461,7 +474,7 @@ START_TEST(engine_blocks__scarce_pages_change_nothing)
 
     static const char *const memory[] = {"20KiB", "10KiB"}; /* 40 pages; the longest takes 28 */
 
-    crowd(names[_i / 2], memory[_i / 2], _i % 2 ? "on" : "off");
+    crowd(names[_i / 2 % 2], memory[_i / 2 % 2], _i % 2 ? "on" : "off", _i < 4);
 }
 END_TEST
 
@@ -515,7 +528,7 @@ START_TEST(engine_blocks__tells_whole_blocks)
     collected_release(&c);
     close_engine(e); /* joins the thread, and wakes once more */
     /* A forced token and three drawn ones, 9 whole blocks, one token that ends it. */
-    ck_assert_int_eq(n_wakes, 2 + 9 + 1 + 1);
+    ck_assert_int_eq(n_wakes, (by_tokens ? 2 : 1) + 9 + 1 + 1);
 }
 END_TEST
 
@@ -558,21 +571,33 @@ START_TEST(engine_blocks__refuses_what_is_not_built)
 }
 END_TEST
 
-TEST_SUITE(engine_blocks)
+static void by_tokens_setup(void)
 {
-    TCase *tc = test_case(suite, "core");
+    by_tokens = true;
+}
 
+static void add_tests(TCase *tc)
+{
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, engine_blocks__continues_as_the_reference, 0, N_VARIANTS);
     tcase_add_loop_test(tc, engine_blocks__a_crowd_changes_nothing, 0, 2 * N_VARIANTS);
     tcase_add_loop_test(tc, engine_blocks__stops_anywhere_in_a_block, 0, 2);
     tcase_add_loop_test(tc, engine_blocks__ends_inside_of_a_block, 0, 2);
-    tcase_add_loop_test(tc, engine_blocks__tells_logprobs_of_prompts, 0, 15);
-    tcase_add_test(tc, engine_blocks__tells_logprobs_from_a_token_on);
     tcase_add_test(tc, engine_blocks__drawn_and_forced_tokens_agree);
-    tcase_add_loop_test(tc, engine_blocks__scarce_pages_change_nothing, 0, 4);
-    tcase_add_test(tc, engine_blocks__prompts_share_pages);
     tcase_add_test(tc, engine_blocks__tells_whole_blocks);
     tcase_add_test(tc, engine_blocks__fills_the_context);
+}
+
+TEST_SUITE(engine_blocks)
+{
+    TCase *tc = test_case(suite, "core"), *tokens = test_case(suite, "by_tokens");
+
+    add_tests(tc);
+    tcase_add_loop_test(tc, engine_blocks__tells_logprobs_of_prompts, 0, 15);
+    tcase_add_test(tc, engine_blocks__tells_logprobs_from_a_token_on);
+    tcase_add_loop_test(tc, engine_blocks__scarce_pages_change_nothing, 0, 8);
+    tcase_add_test(tc, engine_blocks__prompts_share_pages);
     tcase_add_test(tc, engine_blocks__refuses_what_is_not_built);
+    tcase_add_checked_fixture(tokens, by_tokens_setup, NULL);
+    add_tests(tokens);
 }

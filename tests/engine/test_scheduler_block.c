@@ -59,7 +59,7 @@ struct world {
     struct seat seats[MAX_LOGITS];
     struct queued queue[2];
     int n_queued, run_ahead, n_seqs, n_live, len, max_batch, phase;
-    int64_t n_dropped, n_forced;
+    int64_t n_dropped, n_forced, n_whole, n_surplus;
     uint64_t seed, draws;
 };
 
@@ -95,7 +95,8 @@ static void world_init(uint64_t seed)
                                               .max_logits = w.max_batch + 1 + draw(32),
                                               .max_seen = 100,
                                               .block_len = w.len,
-                                              .n_prefix = 1 + draw(4)},
+                                              .n_prefix = 1 + draw(4),
+                                              .whole_blocks = draw(2)},
                        &w.kv, &err),
         0);
     if (draw(2)) {
@@ -131,6 +132,7 @@ static void seq_init(struct fake_seq *f)
     f->seq.n_limit = n_limit;
     f->seq.wants_prompt_logits = draw(3) == 0;
     f->seq.first_logits_row = f->seq.wants_prompt_logits && draw(2) ? draw(n_prompt + 1) : 0;
+    f->seq.needs_tokens = draw(8) == 0;
     f->seq.shares_prefix = true;
     f->seq.priority = draw(4) ? 0 : draw(3);
     f->arrives_at = draw(40);
@@ -230,6 +232,33 @@ static void run_token(const struct sched_step *step, const struct sched_item *it
     }
 }
 
+/* All phases of a block at once: who needs the host in between is not among them. */
+static void run_whole(const struct sched_step *step, const struct sched_item *item)
+{
+    struct fake_seq *f = item->seq->owner;
+    int at = f->seq.lead + item->pos0, n = item->n_phases;
+
+    REQUIRE(w.sched.params.whole_blocks);
+    REQUIRE(step->phase == 0 && step->n_phases == w.len);
+    REQUIRE(item->seat == f->seq.slot);
+    REQUIRE(!f->seq.needs_tokens);
+    REQUIRE(at % w.len == 0);
+    check_context(step, item, at / w.len);
+    w.seats[item->seat] = (struct seat){0};
+    REQUIRE(n >= 1 && n <= w.len);
+    REQUIRE(n == w.len || item->pos0 + n == f->seq.n_limit);
+    REQUIRE(item->n_rows == w.sched.params.n_prefix + n - 1);
+    REQUIRE(item->n_known >= 0 && item->n_known <= n);
+    REQUIRE(item->n_known == n || item->pos0 + item->n_known == sched_seq_len(&f->seq));
+    REQUIRE(item->samples == (item->n_known < n));
+    REQUIRE(item->n_prompt_logits == 0 && !item->ends && !item->ends_prompt);
+    /* Logits of its prompt came before, or nobody wants them. */
+    for (int i = item->pos0; f->seq.wants_prompt_logits && i < f->seq.n_prompt; i++)
+        REQUIRE(i < f->seq.first_logits_row || i < w.len - f->seq.lead || f->n_seen[i] > 0);
+    w.n_forced += item->n_known;
+    w.n_whole++;
+}
+
 static void finish(struct fake_seq *f)
 {
     if (f->seq.state != SEQ_IDLE)
@@ -257,6 +286,23 @@ static void check_end(const struct fake_seq *f)
     REQUIRE(f->prompt_ended || !f->seq.wants_prompt_logits);
 }
 
+/* The item's tokens, of which a stop may leave some over. True at the end of the sequence. */
+static bool take_tokens(const struct sched_item *item)
+{
+    struct fake_seq *f = item->seq->owner;
+    int n = item->kind == SCHED_WHOLE ? item->n_phases - item->n_known : item->samples;
+
+    for (int i = 0; i < n; i++) {
+        scheduler_push_token(&f->seq);
+        if (f->seq.n_tokens == f->seq.n_limit ||
+            f->seq.n_tokens - f->seq.n_prompt >= f->stop_after) {
+            w.n_surplus += n - 1 - i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static void take_step(void)
 {
     struct queued *step = &w.queue[0];
@@ -269,10 +315,7 @@ static void take_step(void)
         if (!f)
             continue;
         f->prompt_ended |= item->ends_prompt;
-        if (item->samples)
-            scheduler_push_token(&f->seq);
-        if (item->ends || (item->samples && (f->seq.n_tokens == f->seq.n_limit ||
-                                             f->seq.n_tokens - f->seq.n_prompt >= f->stop_after))) {
+        if (take_tokens(item) || item->ends) {
             REQUIRE(!item->ends || f->seq.n_limit == f->seq.n_prompt);
             check_end(f);
             finish(f);
@@ -307,9 +350,12 @@ static void run_step(const struct sched_step *step)
             tokens_began = true;
             REQUIRE(item->logit0 == logit);
             n_tokens++;
-            run_token(step, item);
+            if (item->kind == SCHED_WHOLE)
+                run_whole(step, item);
+            else
+                run_token(step, item);
         }
-        logit += item->n_prompt_logits + item->samples;
+        logit += item->kind == SCHED_WHOLE ? 1 : item->n_prompt_logits + item->samples;
     }
     REQUIRE(step->n_rows == rows);
     REQUIRE(step->n_block_rows == block_rows);
@@ -320,7 +366,8 @@ static void run_step(const struct sched_step *step)
         memcpy(q->items, step->items, (size_t)step->n_items * sizeof(*q->items));
         q->n_items = step->n_items;
         w.n_queued++;
-        w.phase = (step->phase + 1) % w.len;
+        REQUIRE(step->n_phases == 1 || step->n_phases == w.len);
+        w.phase = (step->phase + step->n_phases) % w.len;
         scheduler_queued(&w.sched);
     }
     if (w.n_queued > (rows > 0 ? w.run_ahead : 0))
@@ -352,7 +399,7 @@ static void tick(int now)
 /* Nobody is lost, contexts are those of the block before, tokens come once and in order. */
 START_TEST(scheduler_block__serves_random_loads)
 {
-    int64_t n_preemptions = 0, n_dropped = 0, n_found = 0, n_forced = 0;
+    int64_t n_preemptions = 0, n_dropped = 0, n_found = 0, n_forced = 0, n_whole = 0, n_surplus = 0;
 
     for (uint64_t seed = 0; seed < 300; seed++) {
         int now = 0;
@@ -372,6 +419,8 @@ START_TEST(scheduler_block__serves_random_loads)
         n_found += w.sched.n_prefix_found;
         n_dropped += w.n_dropped;
         n_forced += w.n_forced;
+        n_whole += w.n_whole;
+        n_surplus += w.n_surplus;
         scheduler_release(&w.sched);
         if (w.cache.kv)
             prefix_cache_release(&w.cache);
@@ -381,6 +430,8 @@ START_TEST(scheduler_block__serves_random_loads)
     ck_assert_int_gt(n_dropped, 100);
     ck_assert_int_gt(n_found, 100);
     ck_assert_int_gt(n_forced, 1000);
+    ck_assert_int_gt(n_whole, 1000);
+    ck_assert_int_gt(n_surplus, 100);
 }
 END_TEST
 
