@@ -102,10 +102,11 @@ CONFIG_KEY(ENUM, run_ahead, "auto", 0, 0, "auto off on",
 CONFIG_KEY(BOOL, cuda_graphs, "true", 0, 0, "",
            "On a GPU, keeps the launches of a decode step as one CUDA graph for each number of "
            "sequences, and replays it. Off, every kernel is launched by itself.")
-CONFIG_KEY(BOOL, whole_blocks, "true", 0, 0, "",
-           "Decodes the tokens of a Block Transformer's block in one step, and tells them together. "
-           "Steps in which a request has penalties or a grammar, whose tokens the next draw depends "
-           "on, are of one token each, and so are all with this off. The answers are the same.")
+CONFIG_KEY(
+    BOOL, whole_blocks, "true", 0, 0, "",
+    "Decodes the tokens of a Block Transformer's block in one step, and tells them together. "
+    "Steps in which a request has penalties or a grammar, whose tokens the next draw depends "
+    "on, are of one token each, and so are all with this off. The answers are the same.")
 CONFIG_KEY(INT, max_waiting, "512", 1, 1000000, "requests",
            "How many requests may wait for a seat. Beyond it a request is refused with status "
            "429 and a Retry-After header.")

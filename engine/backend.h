@@ -228,12 +228,12 @@ struct sample_row {
     float repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k; /* 0: off */
     uint64_t seed;
-    uint32_t sample_idx;     /* which of n */
-    int64_t position;        /* of the token to be drawn, in phase 0 */
+    uint32_t sample_idx;            /* which of n */
+    int64_t position;               /* of the token to be drawn, in phase 0 */
     int32_t first_phase, end_phase; /* end_phase 0: it has no end */
-    int32_t forced_token;    /* >= 0: nothing is drawn, this token's logprob is reported */
+    int32_t forced_token;           /* >= 0: nothing is drawn, this token's logprob is reported */
     int32_t n_top; /* how many best tokens to report, at most max_top; -1: not even a logprob */
-    int32_t bias_at, n_bias; /* range in args->bias */
+    int32_t bias_at, n_bias;         /* range in args->bias */
     int32_t bias_min_at, n_bias_min; /* what takes its place for positions below min_end */
     int64_t min_end;
     int32_t seen_at, n_seen; /* range in args->seen, tokens unique */
@@ -278,10 +278,10 @@ struct sample_args {
         *mask; /* device [n_masks, SAMPLE_MASK_WORDS(vocab_size)] bit t % 32 of word t / 32 */
     int phase;
     struct sample_result *result; /* device out [n_rows] */
-    int32_t *slot_token;          /* device out [n_slots, slot_stride], or NULL: no row has a slot */
-    int slot_stride;              /* 0: 1 */
-    int32_t *top_token;           /* device out [n_rows, max_top], best first; -1 behind the end */
-    float *top_logprob;           /* device out [n_rows, max_top], raw as above */
+    int32_t *slot_token; /* device out [n_slots, slot_stride], or NULL: no row has a slot */
+    int slot_stride;     /* 0: 1 */
+    int32_t *top_token;  /* device out [n_rows, max_top], best first; -1 behind the end */
+    float *top_logprob;  /* device out [n_rows, max_top], raw as above */
 };
 
 /*

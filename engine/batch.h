@@ -23,22 +23,22 @@ struct batch_rows {
 };
 
 struct batch {
-    struct step_batch device;  /* what the ops get */
-    struct block_step blocks;  /* a Block Transformer's instead; its tokens are `device` */
-    struct batch_rows rows;    /* tokens; rope_pos is a Block Transformer's */
-    struct batch_rows block;   /* blocks: token is [n, block_len], no rope_pos */
+    struct step_batch device; /* what the ops get */
+    struct block_step blocks; /* a Block Transformer's instead; its tokens are `device` */
+    struct batch_rows rows;   /* tokens; rope_pos is a Block Transformer's */
+    struct batch_rows block;  /* blocks: token is [n, block_len], no rope_pos */
     /* A step of whole blocks: what the phases share, and the tokens that go in behind phase 0. */
-    struct block_step whole;       /* phase 0, with the block decoder's rows */
-    struct block_step *later;      /* [block_len - 1] phases 1.. */
-    int32_t *seat, *prefix_seat;   /* host [max_logits], [max_logits * n_prefix] */
-    int32_t *later_token;          /* host [block_len - 1, max_logits] */
-    int32_t *logit_row;        /* host [max_logits] */
-    int32_t *context_row;      /* host [max_logits] */
-    struct step_chunk *chunks; /* host [n_slots] */
-    struct step_pool *pools;   /* host [n_slots] */
-    int32_t *rope_len;         /* host [max_rows] */
-    int32_t *slot_token;       /* device [n_slots, block_len], as step_batch.slot_token; 1 a slot
-                                  where rows are tokens */
+    struct block_step whole;     /* phase 0, with the block decoder's rows */
+    struct block_step *later;    /* [block_len - 1] phases 1.. */
+    int32_t *seat, *prefix_seat; /* host [max_logits], [max_logits * n_prefix] */
+    int32_t *later_token;        /* host [block_len - 1, max_logits] */
+    int32_t *logit_row;          /* host [max_logits] */
+    int32_t *context_row;        /* host [max_logits] */
+    struct step_chunk *chunks;   /* host [n_slots] */
+    struct step_pool *pools;     /* host [n_slots] */
+    int32_t *rope_len;           /* host [max_rows] */
+    int32_t *slot_token;         /* device [n_slots, block_len], as step_batch.slot_token; 1 a slot
+                                    where rows are tokens */
     struct batch_params params;
     int max_tokens;      /* rows of tokens */
     int32_t *host_block; /* private */

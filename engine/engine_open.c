@@ -295,8 +295,8 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
         .max_logits = max_logits,
         .max_batch = config->max_batch,
         /* A block may begin before min_tokens and end behind. */
-        .max_bias = config->max_batch *
-                    (2 * REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
+        .max_bias =
+            config->max_batch * (2 * REQUEST_MAX_BIAS + MODEL_MAX_EOS + ENGINE_MAX_STOP_IDS),
         .max_seen = sched.max_seen,
         .vocab_size = e->env.vocab_size,
         .n_phases = block ? block->block_len : 1};

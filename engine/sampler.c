@@ -141,7 +141,7 @@ static struct sample_row *add_draws(struct sampler *s, struct request *r, int64_
 {
     const struct sampling_params *p = &r->sampling;
     int64_t min_end = (int64_t)r->seq.n_prompt + p->min_tokens;
-    bool early = first < min_end, late = end > min_end;
+    bool early = first<min_end, late = end> min_end;
     struct sample_row *row = add_row(s, p->n_logprobs);
 
     CHECK(s->n_seen + r->counts.n_rows <= s->params.max_seen);
@@ -265,7 +265,8 @@ int sampler_draw(struct sampler *s, const struct sampler_part *part, struct err 
                                .slot_token = part->slot_token,
                                .slot_stride = part->slot_stride,
                                .top_token = (int32_t *)s->device[DEV_TOP_TOKEN] + at * s->max_top,
-                               .top_logprob = (float *)s->device[DEV_TOP_LOGPROB] + at * s->max_top};
+                               .top_logprob =
+                                   (float *)s->device[DEV_TOP_LOGPROB] + at * s->max_top};
 
     CHECK(part->first + part->n <= s->n_rows);
     return part->n > 0 ? s->be->ops->sample(s->be, &args, err) : 0;

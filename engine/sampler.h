@@ -98,7 +98,8 @@ int sampler_fetch(struct sampler *s, int n_phases, struct sampler_results *out, 
 int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sampler_results *out,
                 struct err *err);
 
-/* Row i of a phase as a token, with n_top alternatives; -1: no logprob at all. text fields are 0. */
+/* Row i of a phase as a token, with n_top alternatives; -1: no logprob at all. text fields are 0.
+ */
 struct engine_token sampler_token(const struct sampler_results *r, int phase, int i, int n_top);
 
 #endif

@@ -142,12 +142,12 @@ struct sched_list {
 };
 
 struct sched_params {
-    int max_batch;    /* running sequences; the slots of kv */
-    int chunk_tokens; /* prompt rows of a step */
-    int max_logits;   /* logit rows of a step, more than max_batch */
-    int32_t max_seen; /* penalty entries of a step */
-    int block_len;    /* tokens of a Block Transformer's block; 0: rows are tokens */
-    int n_prefix;     /* its token decoder's rows for a block in phase 0 */
+    int max_batch;     /* running sequences; the slots of kv */
+    int chunk_tokens;  /* prompt rows of a step */
+    int max_logits;    /* logit rows of a step, more than max_batch */
+    int32_t max_seen;  /* penalty entries of a step */
+    int block_len;     /* tokens of a Block Transformer's block; 0: rows are tokens */
+    int n_prefix;      /* its token decoder's rows for a block in phase 0 */
     bool whole_blocks; /* steps of all phases, where they can be */
 };
 

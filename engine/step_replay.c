@@ -110,13 +110,14 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
         rc = get_int(r, o, f[i].key, f[i].low, f[i].high, &f[i].value, err);
     if (rc < 0)
         return rc;
-    params = (struct sched_params){.max_batch = (int)f[1].value,
-                                   .chunk_tokens = (int)f[2].value,
-                                   .max_logits = (int)f[3].value,
-                                   .max_seen = (int32_t)f[4].value,
-                                   .block_len = (int)f[5].value,
-                                   .n_prefix = (int)f[6].value,
-                                   .whole_blocks = json_is_true(json_object_get(o, "whole_blocks"))};
+    params =
+        (struct sched_params){.max_batch = (int)f[1].value,
+                              .chunk_tokens = (int)f[2].value,
+                              .max_logits = (int)f[3].value,
+                              .max_seen = (int32_t)f[4].value,
+                              .block_len = (int)f[5].value,
+                              .n_prefix = (int)f[6].value,
+                              .whole_blocks = json_is_true(json_object_get(o, "whole_blocks"))};
     shape = (struct kv_shape){.n_layers = (int)f[7].value,
                               .n_heads = (int)f[8].value,
                               .n_kv_heads = (int)f[9].value,

@@ -9,8 +9,8 @@
  *   {"tokens":[3,4],"end":[4]}                                   news between two plans
  *   {"step":7,"us":1234,"rows":41,"decode":[3,4],"prefill":[[5,0,39]],"admit":[5],"preempt":[],
  *    "stalled":0,"waiting":2,"free_pages":118}                   a plan, in the order of the calls
- *       Block Transformers' have "phase" and "token" too: [id, position, seat] of the token decoder;
- *       "phases" where a step has all of a block's
+ *       Block Transformers' have "phase" and "token" too: [id, position, seat] of the token
+ * decoder; "phases" where a step has all of a block's
  *   {"clear":true}                                               the prefix cache was emptied
  *
  * Numbers in the lists are request ids; a prefill entry is [id, first position, rows]. No tokens of

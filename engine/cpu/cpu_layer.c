@@ -90,7 +90,8 @@ static void rope_prepare(struct cpu_backend *cb, const struct attn_in_args *a)
     if (a->rope_dim == 0)
         return;
     if (cb->rope_inv_freq == a->inv_freq && cb->rope_dim == a->rope_dim && cb->rope_pos == pos &&
-        cb->rope_rows == a->batch->n_rows && cb->rope_stride == a->inv_freq_stride && cb->rope_scale == a->rope_scale)
+        cb->rope_rows == a->batch->n_rows && cb->rope_stride == a->inv_freq_stride &&
+        cb->rope_scale == a->rope_scale)
         return;
     CHECK(a->rope_dim / 2 <= cb->rope_cap);
     cpu_threads_run(cb->threads, a->batch->n_rows, ROW_GRAIN, rope_items, &job);

@@ -72,7 +72,12 @@ static void fill_rows(struct sample_row *rows, struct sample_bias *bias, struct 
                                       .sample_idx = i % 4,
                                       .position = 17 + i,
                                       .forced_token = i % 13 == 5 ? i % vocab : -1,
-                                      .n_top = i % 5 == 0 ? MAX_TOP : i % 4,
+                                      .n_top = i % 5 == 0 ? MAX_TOP : i % 4 - 1,
+                                      .first_phase = i % 7 == 3 ? 2 : 0,
+                                      .end_phase = i % 11 == 6 ? 2 : 0,
+                                      .bias_min_at = i * 8 + 3,
+                                      .n_bias_min = i % 4 == 2 ? 5 : 0,
+                                      .min_end = 17 + i + i % 3,
                                       .bias_at = i * 8,
                                       .n_bias = plain ? 0 : 8,
                                       .slot = i % 6 == 4 ? -1 : i,
@@ -97,6 +102,8 @@ static bool nearly(float a, float b)
     return a == b || fabsf(a - b) <= 1e-6f * fabsf(b);
 }
 
+#define STRIDE 3 /* of slot_token */
+
 static void check_sampling(int vocab, int kind)
 {
     int n_rows = vocab < 2000 ? N_ROWS : 24;
@@ -111,8 +118,9 @@ static void check_sampling(int vocab, int kind)
     struct sample_seen *sn = calloc(N_ROWS * 16, sizeof(*sn));
     struct sample_result *got;
     const struct sample_result *want;
+    int n_drawn;
     int32_t *zeros = calloc(N_ROWS * MAX_TOP, 4), *got_top, *got_slot;
-    int32_t none[N_ROWS];
+    int32_t none[N_ROWS * STRIDE];
     float *got_logprob;
 
     pair_open(&p, DTYPE_F32);
@@ -128,21 +136,23 @@ static void check_sampling(int vocab, int kind)
     masks = pair_i32(&p, words, n_words);
     seen = pair_i32(&p, (const int32_t *)sn, N_ROWS * 16 * sizeof(*sn) / 4);
     result = pair_i32(&p, zeros, N_ROWS * 2);
-    for (int i = 0; i < N_ROWS; i++)
+    for (int i = 0; i < N_ROWS * STRIDE; i++)
         none[i] = -7;
-    slot_token = pair_i32(&p, none, N_ROWS);
+    slot_token = pair_i32(&p, none, N_ROWS * STRIDE);
     top_token = pair_i32(&p, zeros, N_ROWS * MAX_TOP);
     top_logprob = pair_i32(&p, zeros, N_ROWS * MAX_TOP);
     b = pair_batch_new(&p, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL);
     PAIR_RUN(&p, &b, sample, sample_args, .n_rows = n_rows, .vocab_size = vocab, .max_top = MAX_TOP,
              .logits = SIDE(logits), .rows = SIDE(rows), .bias = SIDE(bias), .seen = SIDE(seen),
              .mask = SIDE(masks), .result = SIDE(result), .slot_token = SIDE(slot_token),
-             .top_token = SIDE(top_token), .top_logprob = SIDE(top_logprob));
+             .slot_stride = STRIDE, .phase = kind % 3, .top_token = SIDE(top_token),
+             .top_logprob = SIDE(top_logprob));
     got = pair_get_bytes(&p, &result);
     got_slot = pair_get_bytes(&p, &slot_token);
     got_top = pair_get_bytes(&p, &top_token);
     got_logprob = pair_get_bytes(&p, &top_logprob);
     want = result.cpu;
+    n_drawn = 0;
     for (int i = 0; i < n_rows; i++) {
         ck_assert_msg(got[i].token == want[i].token && nearly(got[i].logprob, want[i].logprob),
                       "vocab %d kind %d row %d (t %g k %d p %g min %g forced %d bias %d): token %d "
@@ -150,7 +160,9 @@ static void check_sampling(int vocab, int kind)
                       vocab, kind, i, (double)r[i].temperature, r[i].top_k, (double)r[i].top_p,
                       (double)r[i].min_p, r[i].forced_token, r[i].n_bias, got[i].token,
                       (double)got[i].logprob, want[i].token, (double)want[i].logprob);
-        ck_assert_int_eq(got_slot[i], r[i].slot < 0 ? -7 : want[i].token);
+        for (int j = i * STRIDE; j < (i + 1) * STRIDE; j++)
+            ck_assert_int_eq(got_slot[j], ((int32_t *)slot_token.cpu)[j]);
+        n_drawn += ((int32_t *)slot_token.cpu)[i * STRIDE] >= 0;
         for (int j = i * MAX_TOP; j < (i + 1) * MAX_TOP; j++)
             ck_assert_msg(got_top[j] == ((int32_t *)top_token.cpu)[j] &&
                               nearly(got_logprob[j], ((float *)top_logprob.cpu)[j]),
@@ -158,6 +170,7 @@ static void check_sampling(int vocab, int kind)
                           j - i * MAX_TOP, got_top[j], (double)got_logprob[j],
                           ((int32_t *)top_token.cpu)[j], (double)((float *)top_logprob.cpu)[j]);
     }
+    ck_assert_int_gt(n_drawn, n_rows / 2);
     free(words);
     free(x);
     free(r);

@@ -12,11 +12,11 @@ $(OBJ)/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 
 CUDA_TEST_SRC := $(wildcard tests/cuda/test_*.c) tests/cuda/cuda_pair.c tests/lib/test_runner.c \
-    tests/lib/test_model_run.c tests/lib/test_block_run.c
+    tests/lib/test_model_run.c tests/lib/test_block_run.c tests/engine/engine_fixture.c
 CUDA_TEST_OBJ := $(CUDA_TEST_SRC:%.c=$(OBJ)/%.o)
 CUDA_BENCH_OBJ := $(OBJ)/tests/cuda/bench_cuda.o
-# What both need of the tree: the backends, the model, and what lies below.
-CUDA_NEED_SRC := $(BASE_SRC) $(wildcard engine/cpu/*.c engine/model/*.c) engine/backend.c
+# What both need of the tree.
+CUDA_NEED_SRC := $(CORE_SRC)
 CUDA_NEED_OBJ := $(CUDA_NEED_SRC:%.c=$(OBJ)/%.o) $(CUDA_OBJ)
 
 $(BIN)/spand-cuda-tests: $(CUDA_TEST_OBJ) $(CUDA_NEED_OBJ)

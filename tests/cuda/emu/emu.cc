@@ -374,6 +374,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
         return cudaErrorIllegalState;
     *graph = (cudaGraph_t)capture;
     capture = NULL;
+    if (getenv("EMU_NO_GRAPHS")) {
+        delete (work_list *)*graph;
+        *graph = NULL;
+        return cudaErrorStreamCaptureUnsupported;
+    }
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)

@@ -142,6 +142,80 @@ START_TEST(cpu_sample__equals_a_full_sort)
 }
 END_TEST
 
+/* A row of several phases is in each what a row of its own would be, and silent outside of its own.
+ */
+START_TEST(cpu_sample__phases_are_rows_of_later_positions)
+{
+    enum { ROWS = 24, N = 777, STRIDE = 3 };
+    struct backend *be = fixture_open(0, DTYPE_F32, 2, ROWS);
+    float *logits = fixture_random(5, ROWS * N, 6.0f);
+    const struct sample_bias bias[] = {{3, 4.0f}, {5, -INFINITY}, {700, 9.0f}, {3, 1.0f}};
+    struct sample_row rows[ROWS];
+    struct err err = {0};
+    int n_early = 0;
+
+    for (int i = 0; i < ROWS; i++) {
+        rows[i] = plain_row((uint64_t)i);
+        rows[i].slot = i;
+        rows[i].n_top = i % 2 - 1;
+        rows[i].temperature = i % 3 ? 0.8f : 0.0f;
+        rows[i].first_phase = i % 4 == 1 ? 2 : 0;
+        rows[i].end_phase = i % 4 == 2 ? 2 : 0;
+        rows[i].n_bias = 1;
+        rows[i].bias_min_at = 1;
+        rows[i].n_bias_min = 3;
+        rows[i].min_end = rows[i].position + i % 5;
+    }
+    for (int phase = 0; phase < 4; phase++) {
+        struct sample_result res[ROWS];
+        int32_t slot_token[ROWS * STRIDE];
+
+        for (int i = 0; i < ROWS; i++)
+            res[i] = (struct sample_result){.token = -9};
+        for (int i = 0; i < ROWS * STRIDE; i++)
+            slot_token[i] = -5;
+        ck_assert_int_eq(be->ops->sample(be,
+                                         &(struct sample_args){.n_rows = ROWS,
+                                                               .vocab_size = N,
+                                                               .logits = logits,
+                                                               .rows = rows,
+                                                               .bias = bias,
+                                                               .phase = phase,
+                                                               .result = res,
+                                                               .slot_token = slot_token + 1,
+                                                               .slot_stride = STRIDE},
+                                         &err),
+                         0);
+        for (int i = 0; i < ROWS; i++) {
+            struct sample_row row = rows[i];
+            struct sample_result alone;
+            bool early = row.position + phase < row.min_end;
+            bool silent = phase < row.first_phase || (row.end_phase && phase >= row.end_phase);
+
+            row.position += phase;
+            row.first_phase = row.end_phase = 0;
+            row.min_end = 0;
+            if (early) {
+                row.bias_at = row.bias_min_at;
+                row.n_bias = row.n_bias_min;
+            }
+            alone = sample(be, logits + i * N, N, &row, bias, NULL);
+            n_early += early && !silent;
+            ck_assert_int_eq(res[i].token, silent ? -9 : alone.token);
+            ck_assert_int_eq(slot_token[i * STRIDE + 1], silent ? -5 : alone.token);
+            ck_assert_int_eq(slot_token[i * STRIDE], -5);
+            if (row.n_top < 0)
+                ck_assert(res[i].logprob == 0.0f);
+            else
+                ck_assert(silent || res[i].logprob < 0.0f);
+        }
+    }
+    ck_assert_int_gt(n_early, 10);
+    free(logits);
+    be->ops->close(be);
+}
+END_TEST
+
 /* Rows of one call do not touch each other, and threads do not change anything. */
 START_TEST(cpu_sample__rows_are_independent)
 {
@@ -385,6 +459,7 @@ TEST_SUITE(cpu_sample)
 
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, cpu_sample__equals_a_full_sort, 0, n);
+    tcase_add_test(tc, cpu_sample__phases_are_rows_of_later_positions);
     tcase_add_loop_test(tc, cpu_sample__rows_are_independent, 0, n);
     tcase_add_loop_test(tc, cpu_sample__reports_the_best_tokens, 0, n);
     tcase_add_loop_test(tc, cpu_sample__breaks_ties_by_id, 0, n);

@@ -1,0 +1,180 @@
+/*
+ * test_cuda_engine - a Block Transformer served on the GPU: whole blocks as graphs, as launches and
+ * token by token give the same answers, to the bit of every logprob; greedy ones are the CPU's.
+ *
+ * The emulator makes no graphs where EMU_NO_GRAPHS is set, which a GPU does not know of.
+ */
+#include "base/rng.h"
+#include "tests/engine/engine_fixture.h"
+#include "tests/lib/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define N_REQUESTS 67 /* more than the batches that have a graph of their own size */
+#define N_GREEDY   9
+#define VOCAB      96
+#define LENGTH     18 /* of most: graphs are made and replayed within */
+#define MAX_PROMPT 24
+#define TIMEOUT_S  300
+
+/* A layer for each decoder; a small vocabulary, for what is emulated is slow. */
+static const char config[] =
+    "{\"model_type\": \"block_transformer\", \"vocab_size\": 96, \"max_position_embeddings\": 128,"
+    "\"block_length\": 4, \"n_prefix\": 2, \"start_block\": true, \"tie_word_embeddings\": false,"
+    "\"eos_token_id\": 0, \"dtype\": \"float32\","
+    "\"embedder\": {\"type\": \"lookup\", \"hidden_size\": 16, \"projection\": \"projection\"},"
+    "\"block_decoder\": {\"model_type\": \"gpt_neox\", \"hidden_size\": 64, \"num_hidden_layers\": "
+    "1,"
+    "\"num_attention_heads\": 2, \"intermediate_size\": 96, \"hidden_act\": \"gelu\","
+    "\"rotary_pct\": 0.25, \"layer_norm_eps\": 1e-5, \"use_parallel_residual\": true},"
+    "\"token_decoder\": {\"model_type\": \"gpt_neox\", \"hidden_size\": 32, \"num_hidden_layers\": "
+    "1,"
+    "\"num_attention_heads\": 1, \"intermediate_size\": 64, \"hidden_act\": \"gelu\","
+    "\"rotary_pct\": 0.25, \"layer_norm_eps\": 1e-5, \"use_parallel_residual\": true}}";
+static char dir[64];
+
+static void make_dir(void)
+{
+    char path[96];
+    FILE *f;
+
+    strcpy(dir, "/tmp/spand-test-cuda-engine-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_ge(fputs(config, f), 0);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+static void remove_dir(void)
+{
+    char path[96];
+
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
+static int draw(int i, int what, int below)
+{
+    return (int)(rng_u64(7, (uint32_t)what, i) % (uint64_t)below);
+}
+
+/* Most are equally long, so that their steps come again; some end early, in a block or by a stop.
+ */
+static void make_request(struct engine_request *req, int32_t *prompt, int i)
+{
+    static const struct engine_bias bias[] = {{7, 1.5f}, {9, -100.0f}};
+    static int32_t stops[12];
+
+    for (int k = 0; k < 12; k++)
+        stops[k] = 10 + k;
+    *req = (struct engine_request){.prompt = prompt, .n_prompt = draw(i, 0, MAX_PROMPT)};
+    for (int k = 0; k < req->n_prompt; k++)
+        prompt[k] = draw(i * MAX_PROMPT + k, 1, VOCAB);
+    sampling_params_init(&req->sampling);
+    req->sampling.temperature = i < N_GREEDY ? 0.0f : 0.9f;
+    req->sampling.seed = (uint64_t)i;
+    req->sampling.ignore_eos = true;
+    req->sampling.max_tokens = i % 9 == 4 ? draw(i, 2, LENGTH) : LENGTH;
+    req->sampling.n_logprobs = i % 3 == 0 ? 0 : -1;
+    if (i == 20 || i == 21) {
+        req->sampling.n_logprobs = 3;
+        req->sampling.max_tokens = 3;
+    }
+    if (i % 7 == 3) {
+        req->sampling.stop_ids = stops;
+        req->sampling.n_stop_ids = 12;
+        req->sampling.min_tokens = req->sampling.max_tokens < 6 ? 0 : draw(i, 3, 7);
+        req->sampling.bias = bias;
+        req->sampling.n_bias = 2;
+    }
+    if (i % 11 == 5)
+        req->sampling.top_p = 0.8f;
+}
+
+static void run(struct collected *out, int n, const char *const *more)
+{
+    const char *flags[40] = {
+        "--model",     dir,  "--weights",   "random", "--dtype",        "f32", "--threads", "1",
+        "--max-batch", "70", "--kv-memory", "16MiB",  "--chunk-tokens", "512"};
+    static int32_t prompts[N_REQUESTS][MAX_PROMPT];
+    struct engine_request req;
+    struct engine *e;
+    uint64_t id;
+    int n_flags = 14;
+
+    for (; *more; more++)
+        flags[n_flags++] = *more;
+    e = engine_fixture_open(flags, NULL);
+    ck_assert_ptr_nonnull(e);
+    for (int i = 0; i < n; i++) {
+        make_request(&req, prompts[i], i);
+        collected_init(&out[i]);
+        req.user = &out[i];
+        ck_assert_int_eq(engine_submit(e, &req, &id, NULL), 0);
+    }
+    for (int i = 0; i < n; i++)
+        ck_assert(engine_fixture_wait(e, &out[i], TIMEOUT_S));
+    engine_close(e);
+}
+
+static void compare(const struct collected *a, const struct collected *b, int n, const char *what)
+{
+    for (int i = 0; i < n; i++)
+        ck_assert_msg(collected_same(&a[i], &b[i]), "%s: request %d differs", what, i);
+}
+
+START_TEST(cuda_engine__whole_blocks_are_blocks_of_tokens)
+{
+    static const struct {
+        const char *name, *flags[4];
+    } ways[] = {{"graphs", {"--device", "cuda"}},
+                {"launches", {"--device", "cuda", "--no-cuda-graphs"}},
+                {"no capture", {"--device", "cuda"}}};
+    const char *by_token[] = {"--device", "cuda", "--no-whole-blocks", "--no-cuda-graphs", NULL};
+    const char *cpu[] = {"--device", "cpu", NULL};
+    static struct collected want[N_REQUESTS], got[N_REQUESTS];
+    int n_stopped = 0;
+
+    make_dir();
+    run(want, N_REQUESTS, by_token);
+    for (int w = 0; w < 3; w++) {
+        const char *more[5] = {NULL};
+
+        memcpy(more, ways[w].flags, sizeof(ways[w].flags));
+        if (w == 2)
+            setenv("EMU_NO_GRAPHS", "1", 1);
+        run(got, N_REQUESTS, more);
+        unsetenv("EMU_NO_GRAPHS");
+        compare(want, got, N_REQUESTS, ways[w].name);
+        for (int i = 0; i < N_REQUESTS; i++)
+            collected_release(&got[i]);
+    }
+    run(got, N_GREEDY, cpu);
+    for (int i = 0; i < N_GREEDY; i++) {
+        ck_assert_int_eq(got[i].n_tokens, want[i].n_tokens);
+        for (int k = 0; k < got[i].n_tokens; k++)
+            ck_assert_int_eq(got[i].tokens[k].id, want[i].tokens[k].id);
+        collected_release(&got[i]);
+    }
+    for (int i = 0; i < N_REQUESTS; i++) {
+        n_stopped += want[i].finish == FINISH_STOP;
+        collected_release(&want[i]);
+    }
+    ck_assert_int_gt(n_stopped, 3);
+    remove_dir();
+}
+END_TEST
+
+TEST_SUITE(cuda_engine)
+{
+    TCase *tc = test_case(suite, "core");
+
+    tcase_set_timeout(tc, 600);
+    tcase_add_test(tc, cuda_engine__whole_blocks_are_blocks_of_tokens);
+}
