@@ -5,14 +5,14 @@
  *   k, v  kv   per (slot, layer, kv_head) a list of pages [2, page_entries, head_dim]: sink, ring
  *   out   act  [n_rows, n_heads, head_dim]; sums and softmax state in f32
  *
- * Work     one item per (row, kv_head, part of its query heads, chunk of 256 to 1,024 indices).
+ * Work     one item per (row, kv_head, part of its query heads, chunk of 1,024 indices).
  *          Chunks are cut by index and merged in ascending order, so a row's bits depend on nothing
- *          but its own sequence. Persistent CTAs draw items from a counter; who draws what does not
- *          matter. Whoever finishes the last chunk of a (row, head) merges it: no second kernel.
- * Roles    a planner warp finds items and page ids two or three ahead; a producer warp keeps all
- *          stages of shared memory under copy (bulk copies of whole pages on sm_90, cp.async on
- *          sm_80); consumers hold a softmax state per warp and never wait for each other; finishers
- *          merge the warps' states and write. So the loads never stop at the border of an item.
+ *          but its own sequence. Persistent CTAs are dealt items and draw the last ones from a
+ * counter; who has what does not matter. Whoever finishes the last chunk of a (row, head) merges
+ * it: no second kernel. Roles    planner warps find items and page ids two or three ahead; a
+ * producer warp keeps all stages of shared memory under copy (bulk copies of whole pages on sm_90,
+ * cp.async on sm_80); consumers hold a softmax state per warp and never wait for each other;
+ * finishers merge the warps' states and write. So the loads never stop at the border of an item.
  * Tile     32 KiB a stage (16 KiB of K, as much V): with 6 stages some 190 KiB are in flight an SM
  * Arithm.  MHA and groups of 2 on CUDA cores: a quarter to a half of the issue slots. Groups from 3
  *          on tensor cores, 8 query heads padded to the 16 rows of an mma; more heads are parts.
@@ -34,7 +34,7 @@ struct attn_plan_args {
     const struct kv_geom *geom;
     const int32_t *pos, *slot;
     int32_t *first; /* [n_layers, first_stride] */
-    int n_pairs, first_stride, layer0, n_layers, n_kv_heads, n_parts, chunk;
+    int n_pairs, first_stride, layer0, n_layers, n_kv_heads, n_parts;
 };
 
 /* CTA -> layer; running counts of chunks over the pairs */
@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
             int head = pair / a.n_parts % a.n_kv_heads, row = pair / a.n_parts / a.n_kv_heads;
             int64_t at = ((int64_t)a.slot[row] * a.n_layers + layer) * a.n_kv_heads + head;
 
-            n = (indices_used(a.geom[at], a.pos[row]) + a.chunk - 1) / a.chunk;
+            n = n_chunks_of(indices_used(a.geom[at], a.pos[row]));
         }
         for (int m = 1; m < WARP_LANES; m <<= 1) {
             int below = __shfl_up_sync(0xffffffffu, n, m);
@@ -82,6 +82,7 @@ static __global__ void __launch_bounds__(PLAN_THREADS)
 template <typename T, int HEAD_DIM, bool MMA> struct decode_shape {
     static constexpr int BYTES = sizeof(T) * HEAD_DIM;
     static constexpr int N_CONSUMERS = MMA ? 4 : 8;
+    static constexpr int MERGES = MMA ? MERGES_MMA : MERGES_CORES;
     static constexpr int TILE_KEYS = MMA            ? 64
                                      : BYTES <= 64  ? 256
                                      : BYTES <= 128 ? 128
@@ -89,15 +90,20 @@ template <typename T, int HEAD_DIM, bool MMA> struct decode_shape {
                                      : BYTES <= 512 ? 32
                                                     : 16;
     static constexpr int STAGE_BYTES = 2 * TILE_KEYS * BYTES;
-    static constexpr int N_THREADS = (N_CONSUMERS + 2 + N_FINISHERS) * WARP_LANES;
+    static constexpr int N_THREADS = (N_CONSUMERS + 1 + N_PLANNERS + N_FINISHERS) * WARP_LANES;
 
+    /* Behind the stages: what consumers leave to finishers, and the queries of items to come. */
     static size_t merge_bytes(int part_heads)
     {
-        return 2 * N_CONSUMERS * part_heads * (HEAD_DIM * sizeof(float) + sizeof(float2));
+        return MERGES * N_CONSUMERS * part_heads * (HEAD_DIM * sizeof(float) + sizeof(float2));
+    }
+    static size_t query_bytes(int part_heads)
+    {
+        return ITEM_SLOTS * part_heads * BYTES;
     }
 };
 
-/* CTA -> items drawn from a.next; warps 0.. consume, then producer, planner, finishers. */
+/* CTA -> items drawn from a.next; warps 0.. consume, then producer, planners, finishers. */
 template <typename T, int HEAD_DIM, int HEADS, bool MMA>
 static __global__ void __launch_bounds__(decode_shape<T, HEAD_DIM, MMA>::N_THREADS, 1)
     attn_decode_split_kv(const __grid_constant__ attn_decode_args a)
@@ -110,8 +116,9 @@ static __global__ void __launch_bounds__(decode_shape<T, HEAD_DIM, MMA>::N_THREA
     __shared__ float quarter_o[N_FINISHERS * HEAD_DIM], quarter_d[N_FINISHERS];
     __shared__ int is_last;
     T *stages = (T *)smem;
-    float *merge_o = (float *)(smem + a.n_stages * shape::STAGE_BYTES);
-    float2 *merge_md = (float2 *)(merge_o + 2 * N_WARPS * a.part_heads * HEAD_DIM);
+    T *queries = (T *)(smem + a.n_stages * shape::STAGE_BYTES);
+    float *merge_o = (float *)(queries + ITEM_SLOTS * a.part_heads * HEAD_DIM);
+    float2 *merge_md = (float2 *)(merge_o + shape::MERGES * N_WARPS * a.part_heads * HEAD_DIM);
     int warp = threadIdx.x / WARP_LANES;
 
     if (threadIdx.x == 0) {
@@ -127,7 +134,7 @@ static __global__ void __launch_bounds__(decode_shape<T, HEAD_DIM, MMA>::N_THREA
             barrier_init(&bars.item_full[i], 1);
             barrier_init(&bars.item_empty[i], N_WARPS + 1 + N_FINISHERS);
         }
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < shape::MERGES; i++) {
             barrier_init(&bars.merge_full[i], N_WARPS);
             barrier_init(&bars.merge_empty[i], N_FINISHERS);
         }
@@ -136,21 +143,23 @@ static __global__ void __launch_bounds__(decode_shape<T, HEAD_DIM, MMA>::N_THREA
 #endif
     }
     __syncthreads(); /* the barriers are ready */
-    if (warp != N_WARPS && warp != N_WARPS + 1)
+    if (warp < N_WARPS || warp > N_WARPS + N_PLANNERS)
         grid_wait(); /* producer and planner do when they must */
     if (warp < N_WARPS) {
         if constexpr (MMA)
-            consume_mma<T, HEAD_DIM, N_WARPS>(a, stages, items, &bars, merge_o, merge_md, warp);
+            consume_mma<T, HEAD_DIM, N_WARPS>(a, stages, items, queries, &bars, merge_o, merge_md,
+                                              warp);
         else
-            consume_cores<T, HEAD_DIM, shape::TILE_KEYS, HEADS, N_WARPS>(a, stages, items, &bars,
-                                                                         merge_o, merge_md, warp);
+            consume_cores<T, HEAD_DIM, shape::TILE_KEYS, HEADS, N_WARPS>(
+                a, stages, items, queries, &bars, merge_o, merge_md, warp);
     } else if (warp == N_WARPS) {
         produce<T, HEAD_DIM, shape::TILE_KEYS>(a, stages, items, &bars);
-    } else if (warp == N_WARPS + 1) {
-        plan_items(a, items, &bars);
+    } else if (warp <= N_WARPS + N_PLANNERS) {
+        plan_items<T, HEAD_DIM>(a, items, queries, &bars, warp - N_WARPS - 1);
     } else {
-        finish<T, HEAD_DIM, N_WARPS>(a, items, &bars, merge_o, merge_md, quarter_o, quarter_d,
-                                     &is_last, warp - N_WARPS - 2);
+        finish<T, HEAD_DIM, N_WARPS, shape::MERGES>(a, items, &bars, merge_o, merge_md, quarter_o,
+                                                    quarter_d, &is_last,
+                                                    warp - N_WARPS - 1 - N_PLANNERS);
     }
 }
 
@@ -176,7 +185,7 @@ static int plan_reserve(struct cuda_backend *cb, int n_layers, int n_pairs, stru
 
 /* How the query heads of a KV head are dealt to items. */
 struct decode_parts {
-    int heads, n, chunk; /* heads of a part, parts of a KV head, keys of an item */
+    int heads, n; /* heads of a part, parts of a KV head */
     bool mma;
 };
 
@@ -189,7 +198,6 @@ static decode_parts parts_of(const struct cuda_backend *cb, int n_heads, int n_k
     d.mma = !wide && group > 2;
     d.heads = d.mma ? (group < MMA_HEADS ? group : MMA_HEADS) : wide ? 1 : group;
     d.n = (group + d.heads - 1) / d.heads;
-    d.chunk = !d.mma ? CHUNK_CORES : d.heads <= 4 ? CHUNK_MMA_4 : CHUNK_MMA_8;
     return d;
 }
 
@@ -215,7 +223,6 @@ int attn_plan_launch(struct cuda_backend *cb, const struct kv_view *kv,
     k.n_layers = kv->n_layers;
     k.n_kv_heads = kv->n_kv_heads;
     k.n_parts = parts.n;
-    k.chunk = parts.chunk;
     cb->plan.valid = cb->in_step;
     return launch_overlapped(cb, "attn_plan", attn_plan_kernel,
                              dim3(cb->in_step ? kv->n_layers : 1), dim3(PLAN_THREADS), 0, err, k);
@@ -234,9 +241,7 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, bool
 
     k.part_heads = parts.heads;
     k.n_parts = parts.n;
-    k.chunk = parts.chunk;
-    static_assert(CHUNK_MMA_4 % shape::TILE_KEYS == 0 && CHUNK_CORES % shape::TILE_KEYS == 0,
-                  "a chunk is whole tiles");
+    static_assert(CHUNK % shape::TILE_KEYS == 0, "a chunk is whole tiles");
     k.q = p->q;
     k.out = p->out;
     k.pages = p->kv->pages;
@@ -259,7 +264,7 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, bool
 
     /* The longest sequence decides how many rows the state memory holds at once. */
     pairs_per_row = p->n_kv_heads * k.n_parts;
-    max_chunks = (cb->params.max_positions + 2 * KV_TILE + k.chunk - 1) / k.chunk;
+    max_chunks = n_chunks_of(cb->params.max_positions + 2 * KV_TILE);
     row_state = (size_t)pairs_per_row * max_chunks * k.part_heads *
                 (HEAD_DIM * sizeof(float) + sizeof(float2));
     rows_at_once =
@@ -275,7 +280,7 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, bool
 
     CUDA_TRY(err, cudaFuncGetAttributes(&attr, attn_decode_split_kv<T, HEAD_DIM, HEADS, MMA>));
     static_smem = attr.sharedSizeBytes;
-    fixed = shape::merge_bytes(k.part_heads) + static_smem;
+    fixed = shape::merge_bytes(k.part_heads) + shape::query_bytes(k.part_heads) + static_smem;
     /* Half an SM's, so that the next kernel's loads begin beside the last ones of this. */
     budget = cb->arch >= 90 ? cb->smem_max / 2 : cb->smem_max;
     if (budget < fixed + MIN_STAGES * shape::STAGE_BYTES)
@@ -283,7 +288,8 @@ static int decode_start(struct cuda_backend *cb, const struct attn_args *p, bool
     k.n_stages = (int)((budget - fixed) / shape::STAGE_BYTES);
     k.n_stages = k.n_stages < MAX_STAGES ? k.n_stages : MAX_STAGES;
     CHECK(k.n_stages >= 1);
-    fixed = k.n_stages * shape::STAGE_BYTES + shape::merge_bytes(k.part_heads);
+    fixed = k.n_stages * shape::STAGE_BYTES + shape::merge_bytes(k.part_heads) +
+            shape::query_bytes(k.part_heads);
     CUDA_TRY(err, cudaFuncSetAttribute(attn_decode_split_kv<T, HEAD_DIM, HEADS, MMA>,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, (int)fixed));
     for (int row0 = 0; row0 < p->batch->n_decode; row0 += rows_at_once) {

@@ -14,8 +14,8 @@
  */
 template <typename T, int HEAD_DIM, int TILE_KEYS, int HEADS, int N_WARPS>
 static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
-                                     const work_item *items, barriers *bars, float *merge_o,
-                                     float2 *merge_md, int warp)
+                                     const work_item *items, const T *queries, barriers *bars,
+                                     float *merge_o, float2 *merge_md, int warp)
 {
     constexpr int LANES = HEAD_DIM <= 32 ? 4 : HEAD_DIM <= 64 ? 8 : HEAD_DIM <= 128 ? 16 : 32;
     constexpr int ROUND = WARP_LANES / LANES, N_ROUNDS = TILE_KEYS / N_WARPS / ROUND;
@@ -23,29 +23,25 @@ static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
     int lane = threadIdx.x % WARP_LANES, sub = lane % LANES;
     int my_key = warp * (TILE_KEYS / N_WARPS) + lane / LANES;
     bool has_dims = sub * 8 < HEAD_DIM;
-    struct turn t = {0, 0}, s = {0, 0}, mt = {0, 0};
+    struct item_turn t;
+    struct turn s = {0, 0}, mt = {0, 0};
 
-    for (;; t.advance(ITEM_SLOTS), mt.advance(2)) {
-        const work_item &w = items[t.at];
+    for (; t.next(items, bars); mt.advance(MERGES_CORES)) {
+        const work_item &w = items[t.at()];
         float q[HEADS][8], o[HEADS][8], m[HEADS], d[HEADS];
         int window[HEADS];
 
-        barrier_wait(&bars->item_full[t.at], t.parity);
-        if (w.pair < 0)
-            return;
         for (int h = 0; h < HEADS; h++) {
-            int in_group = w.part * HEADS + h;
-            int head = w.kv_head * a.group + (in_group < a.group ? in_group : 0);
+            int there = w.part * HEADS + h < a.group ? h : 0;
 
-            window[h] =
-                a.window[((int64_t)a.slot[w.row] * a.n_layers + a.layer) * a.n_heads + head];
+            window[h] = w.window[there];
             m[h] = -INFINITY;
             d[h] = 0;
             for (int j = 0; j < 8; j++)
                 q[h][j] = o[h][j] = 0;
             if (has_dims)
                 load8(q[h],
-                      (const T *)a.q + ((int64_t)w.row * a.n_heads + head) * HEAD_DIM + sub * 8);
+                      queries_of<T, HEAD_DIM>(a, w, queries, t.at()) + there * HEAD_DIM + sub * 8);
             for (int j = 0; j < 8; j++)
                 q[h][j] *= a.scale_log2;
         }
@@ -145,7 +141,7 @@ static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
         __syncwarp(); /* the warp's state is written */
         if (lane == 0) {
             barrier_arrive(&bars->merge_full[mt.at]);
-            barrier_arrive(&bars->item_empty[t.at]);
+            barrier_arrive(&bars->item_empty[t.at()]);
         }
     }
 }
@@ -153,6 +149,63 @@ static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
 static __device__ __forceinline__ uint32_t word_of(uint4 v, int i)
 {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+static __device__ __forceinline__ uint4 choose(bool first, uint4 a, uint4 b)
+{
+    return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+}
+
+/*
+ * A lane's pieces of one key: i * 4 + lane % 4 of segment i, and of the next one if there is room
+ * for two. Rows start in the same bank: of two, lanes of odd keys read the second one first.
+ */
+template <typename T, int CHUNKS, int AT_ONCE>
+static __device__ __forceinline__ void load_key(uint4 (&k)[AT_ONCE], const T *row, int i)
+{
+    int lane = threadIdx.x % WARP_LANES, t4 = lane % 4;
+    bool odd = lane / 4 % 2;
+
+    if constexpr (AT_ONCE == 2) {
+        uint4 one = *(const uint4 *)(row + ((i + odd) * 4 + t4) * 8);
+        uint4 two = *(const uint4 *)(row + ((i + !odd) * 4 + t4) * 8);
+
+        k[0] = choose(odd, two, one);
+        k[1] = choose(odd, one, two);
+    } else {
+        k[0] = make_uint4(0, 0, 0, 0);
+        if (i * 4 + t4 < CHUNKS)
+            k[0] = *(const uint4 *)(row + (i * 4 + t4) * 8);
+    }
+}
+
+/* Which piece of a row of V is column n of group c: two groups at once weave theirs. */
+template <int AT_ONCE> static __device__ __forceinline__ int value_piece(int c, int n)
+{
+    return AT_ONCE == 1 ? c * 8 + n : c / 2 * 16 + 2 * n + c % 2;
+}
+
+/* A lane's pieces of one row of V for groups c.., into v[][i]; by turns, against bank conflicts. */
+template <typename T, int CHUNKS, int AT_ONCE>
+static __device__ __forceinline__ void load_value(uint4 (&v)[AT_ONCE][4], int i, const T *row,
+                                                  int c, bool valid)
+{
+    int lane = threadIdx.x % WARP_LANES, n = lane / 4;
+    bool odd = lane % 2;
+
+    for (int k = 0; k < AT_ONCE; k++)
+        v[k][i] = make_uint4(0, 0, 0, 0);
+    if constexpr (AT_ONCE == 2) {
+        if (valid) {
+            uint4 one = *(const uint4 *)(row + value_piece<2>(c + odd, n) * 8);
+            uint4 two = *(const uint4 *)(row + value_piece<2>(c + !odd, n) * 8);
+
+            v[0][i] = choose(odd, two, one);
+            v[1][i] = choose(odd, one, two);
+        }
+    } else if (valid && c * 8 + n < CHUNKS) {
+        v[0][i] = *(const uint4 *)(row + (c * 8 + n) * 8);
+    }
 }
 
 /*
@@ -163,64 +216,66 @@ static __device__ __forceinline__ uint32_t word_of(uint4 v, int i)
  */
 template <typename T, int HEAD_DIM, int N_WARPS>
 static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
-                                   const work_item *items, barriers *bars, float *merge_o,
-                                   float2 *merge_md, int warp)
+                                   const work_item *items, const T *queries, barriers *bars,
+                                   float *merge_o, float2 *merge_md, int warp)
 {
     constexpr int TILE_KEYS = 16 * N_WARPS, TILE = TILE_KEYS * HEAD_DIM;
     constexpr int CHUNKS = HEAD_DIM / 8; /* 16-byte pieces of a row */
     constexpr int N_SEGS = (CHUNKS + 3) / 4, N_GROUPS = (CHUNKS + 7) / 8;
+    constexpr bool BUSY = CHUNKS > 16; /* registers are short */
+    constexpr int K_AT_ONCE = CHUNKS % 8 == 0 && !BUSY ? 2 : 1;
+    constexpr int V_AT_ONCE = CHUNKS % 16 == 0 && !BUSY ? 2 : 1;
     int lane = threadIdx.x % WARP_LANES, g = lane / 4, t4 = lane % 4;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    struct turn t = {0, 0}, s = {0, 0}, mt = {0, 0};
+    struct item_turn t;
+    struct turn s = {0, 0}, mt = {0, 0};
 
-    for (;; t.advance(ITEM_SLOTS), mt.advance(2)) {
-        const work_item &w = items[t.at];
+    for (; t.next(items, bars); mt.advance(MERGES_MMA)) {
+        const work_item &w = items[t.at()];
         uint4 q[N_SEGS];
         float o[N_GROUPS][8][4] = {}, m = -INFINITY, d = 0;
-        int head, window = 0;
+        int window = 0;
 
-        barrier_wait(&bars->item_full[t.at], t.parity);
-        if (w.pair < 0)
-            return;
-        head = w.part * a.part_heads + g;
         for (int i = 0; i < N_SEGS; i++)
             q[i] = zero;
-        if (g < a.part_heads && head < a.group) {
-            head += w.kv_head * a.group;
-            window = a.window[((int64_t)a.slot[w.row] * a.n_layers + a.layer) * a.n_heads + head];
+        if (g < a.part_heads && w.part * a.part_heads + g < a.group) {
+            const T *row = queries_of<T, HEAD_DIM>(a, w, queries, t.at()) + g * HEAD_DIM;
+
+            window = w.window[g];
             for (int i = 0; i < N_SEGS; i++) {
                 if (i * 4 + t4 < CHUNKS)
-                    q[i] = *(const uint4 *)((const T *)a.q +
-                                            ((int64_t)w.row * a.n_heads + head) * HEAD_DIM +
-                                            (i * 4 + t4) * 8);
+                    q[i] = *(const uint4 *)(row + (i * 4 + t4) * 8);
             }
         }
         for (int key0 = 0; key0 < w.n_keys; key0 += TILE_KEYS, s.advance(a.n_stages)) {
             const T *k_tile = stages + s.at * 2 * TILE + warp * 16 * HEAD_DIM;
             const T *v_tile = k_tile + TILE;
-            float p[2][4] = {}, top = m, ref, shrink;
+            float p[2][4] = {}, p_odd[2][4] = {}, top = m, ref, shrink; /* half of the dims each */
             uint32_t pa[4];
             bool plain = w.plain && key0 + TILE_KEYS <= w.n_keys;
             bool valid[4] = {true, true, true, true}; /* keys 2t, 2t + 1, 2t + 8, 2t + 9 */
 
             barrier_wait(&bars->stage_full[s.at], s.parity);
 #pragma unroll
-            for (int i = 0; i < N_SEGS; i++) {
-                uint32_t a0[4] = {q[i].x, 0, q[i].y, 0}, a1[4] = {q[i].z, 0, q[i].w, 0};
-
+            for (int i = 0; i < N_SEGS; i += K_AT_ONCE) {
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    uint4 k = zero;
+                    uint4 k[K_AT_ONCE];
 
-                    if (i * 4 + t4 < CHUNKS)
-                        k = *(const uint4 *)(k_tile + (j * 8 + g) * HEAD_DIM + (i * 4 + t4) * 8);
-                    mma16816<T>(p[j], a0, k.x, k.y);
-                    mma16816<T>(p[j], a1, k.z, k.w);
+                    load_key<T, CHUNKS, K_AT_ONCE>(k, k_tile + (j * 8 + g) * HEAD_DIM, i);
+#pragma unroll
+                    for (int e = 0; e < K_AT_ONCE; e++) {
+                        uint4 dims = q[i + e];
+                        uint32_t a0[4] = {dims.x, 0, dims.y, 0}, a1[4] = {dims.z, 0, dims.w, 0};
+
+                        mma16816<T>(p[j], a0, k[e].x, k[e].y);
+                        mma16816<T>(p_odd[j], a1, k[e].z, k[e].w);
+                    }
                 }
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float score = p[i / 2][i % 2] * a.scale_log2;
+                float score = (p[i / 2][i % 2] + p_odd[i / 2][i % 2]) * a.scale_log2;
 
                 if (!plain) {
                     int key = key0 + warp * 16 + i / 2 * 8 + 2 * t4 + i % 2;
@@ -247,25 +302,24 @@ static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
             pa[2] = pack2<T>(p[1][0], p[1][1]);
             pa[1] = pa[3] = 0;
 #pragma unroll
-            for (int c = 0; c < N_GROUPS; c++) {
-                uint4 v[4];
+            for (int c = 0; c < N_GROUPS; c += V_AT_ONCE) {
+                uint4 v[V_AT_ONCE][4];
 
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    v[i] = zero;
-                    if (valid[i] && c * 8 + g < CHUNKS)
-                        v[i] = *(const uint4 *)(v_tile + (i / 2 * 8 + 2 * t4 + i % 2) * HEAD_DIM +
-                                                (c * 8 + g) * 8);
-                }
+                for (int i = 0; i < 4; i++)
+                    load_value<T, CHUNKS, V_AT_ONCE>(
+                        v, i, v_tile + (i / 2 * 8 + 2 * t4 + i % 2) * HEAD_DIM, c, valid[i]);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    int pick = i % 2 ? 0x7632 : 0x5410;
-                    uint32_t b0 = __byte_perm(word_of(v[0], i / 2), word_of(v[1], i / 2), pick);
-                    uint32_t b1 = __byte_perm(word_of(v[2], i / 2), word_of(v[3], i / 2), pick);
+                for (int i = 0; i < 8 * V_AT_ONCE; i++) {
+                    const uint4 *vc = v[i / 8];
+                    float *sum = o[c + i / 8][i % 8];
+                    int pick = i % 2 ? 0x7632 : 0x5410, word = i % 8 / 2;
+                    uint32_t b0 = __byte_perm(word_of(vc[0], word), word_of(vc[1], word), pick);
+                    uint32_t b1 = __byte_perm(word_of(vc[2], word), word_of(vc[3], word), pick);
 
-                    o[c][i][0] *= shrink;
-                    o[c][i][1] *= shrink;
-                    mma16816<T>(o[c][i], pa, b0, b1);
+                    sum[0] *= shrink;
+                    sum[1] *= shrink;
+                    mma16816<T>(*(float(*)[4])sum, pa, b0, b1);
                 }
             }
             __syncwarp(); /* all lanes have read the stage */
@@ -284,7 +338,7 @@ static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
             for (int c = 0; c < N_GROUPS; c++) {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    int piece = c * 8 + 2 * t4 + e;
+                    int piece = value_piece<V_AT_ONCE>(c, 2 * t4 + e);
                     float row[8];
 
 #pragma unroll
@@ -298,7 +352,7 @@ static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
         __syncwarp(); /* the warp's state is written */
         if (lane == 0) {
             barrier_arrive(&bars->merge_full[mt.at]);
-            barrier_arrive(&bars->item_empty[t.at]);
+            barrier_arrive(&bars->item_empty[t.at()]);
         }
     }
 }
@@ -383,20 +437,18 @@ static __device__ void merge_chunks(const attn_decode_args &a, const work_item &
 }
 
 /* Finisher warps: merge the consumers' states of an item; the last item of a pair ends the pair. */
-template <typename T, int HEAD_DIM, int N_WARPS>
+template <typename T, int HEAD_DIM, int N_WARPS, int MERGES>
 static __device__ void finish(const attn_decode_args &a, const work_item *items, barriers *bars,
                               const float *merge_o, const float2 *merge_md, float *quarter_o,
                               float *quarter_d, int *is_last, int warp)
 {
     int lane = threadIdx.x % WARP_LANES, thread = warp * WARP_LANES + lane;
-    struct turn t = {0, 0}, mt = {0, 0};
+    struct item_turn t;
+    struct turn mt = {0, 0};
 
-    for (;; t.advance(ITEM_SLOTS), mt.advance(2)) {
-        const work_item &w = items[t.at];
+    for (; t.next(items, bars); mt.advance(MERGES)) {
+        const work_item &w = items[t.at()];
 
-        barrier_wait(&bars->item_full[t.at], t.parity);
-        if (w.pair < 0)
-            return;
         barrier_wait(&bars->merge_full[mt.at], mt.parity);
         for (int i = thread; i < a.part_heads * HEAD_DIM; i += N_FINISHERS * WARP_LANES) {
             int h = i / HEAD_DIM, dim = i % HEAD_DIM;
@@ -443,7 +495,7 @@ static __device__ void finish(const attn_decode_args &a, const work_item *items,
             named_barrier(STATE_BARRIER, N_FINISHERS * WARP_LANES); /* is_last has been read */
         }
         if (lane == 0)
-            barrier_arrive(&bars->item_empty[t.at]);
+            barrier_arrive(&bars->item_empty[t.at()]);
     }
 }
 

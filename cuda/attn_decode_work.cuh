@@ -11,20 +11,29 @@
 
 /*
  * Keys of an item. A state of 520 bytes a query head (head_dim 128) is written for each item and
- * read again: 0.2 % of 512 keys for one head, 0.8 % for 4 heads of 512 keys and for 8 of 1,024.
- * Short sequences want small items, to be spread over all SMs; measured, 512 beat 256 by 1 %.
+ * read again, and its ends cost a CTA some 0.3 us; but short sequences want small items, to be
+ * spread over all SMs. What is left over of less than a quarter of a chunk goes to the last one.
  */
-#define CHUNK_CORES      512
-#define CHUNK_MMA_4      512  /* parts of up to 4 query heads on tensor cores */
-#define CHUNK_MMA_8      1024 /* of 5 to 8 */
-#define MAX_PAGES        (CHUNK_MMA_8 / 16)
+#define CHUNK            1024
+#define MAX_PAGES        (CHUNK / 4 * 5 / 16)
 #define MMA_HEADS        8 /* query heads of a part on tensor cores */
 #define ITEM_SLOTS       4 /* items known ahead of the finishers */
+#define N_PLANNERS       2 /* warps that take turns at items */
 #define MAX_STAGES       16
-#define MIN_STAGES       2 /* one is read, one is on its way */
+#define MIN_STAGES       3 /* one is read, two are on their way */
 #define MAX_PAGE_ENTRIES 256
 #define N_FINISHERS      4
+#define MERGES_CORES     2 /* buffers for the states of an item's warps */
+#define MERGES_MMA       1 /* and room for a third stage */
 #define STATE_BARRIER    1 /* named barrier of the finishers */
+
+/* The chunks of so many keys. */
+static __host__ __device__ __forceinline__ int n_chunks_of(int used)
+{
+    int n = (used + CHUNK - CHUNK / 4 - 1) / CHUNK;
+
+    return n > 0 ? n : used > 0;
+}
 
 struct attn_decode_args {
     const void *q; /* [n_rows, n_heads, head_dim] */
@@ -36,13 +45,13 @@ struct attn_decode_args {
     const int32_t *window;      /* [n_slots, n_layers, n_heads] */
     const int32_t *pos, *slot;  /* [n_rows] */
     const int32_t *first;       /* [n_pairs + 1] of this layer */
-    int32_t *next;              /* [2] items handed out beyond the first of each CTA; CTAs done */
+    int32_t *next;              /* [2] items drawn beyond those that are dealt; CTAs done */
     int32_t *arrived;           /* [n_pairs] */
     float *state_o;             /* [items, part_heads, head_dim] */
     float2 *state_md;           /* [items, part_heads] */
     int layer, n_layers, n_heads, n_kv_heads, group, n_parts, part_heads;
     int pair0, n_pairs; /* of this launch */
-    int page_entries, chunk, n_stages;
+    int page_entries, n_stages;
     float scale_log2;
 };
 
@@ -54,6 +63,8 @@ struct work_item {
     int32_t n_sink, sink_end, ring, ring_at, newest;
     int32_t chunk, n_chunks, state0; /* of the pair; state0 is where its first state lies */
     bool plain;                      /* every key is valid and seen by every head */
+    bool has_q;                      /* the heads' queries lie in shared memory */
+    int32_t window[MMA_HEADS];       /* of the part's heads */
     int32_t page[MAX_PAGES];
 };
 
@@ -88,14 +99,45 @@ struct barriers {
     uint64_t merge_full[2], merge_empty[2];
 };
 
-/* The pair whose range of chunks holds `item`: a search by 32 at once over first[]. */
-static __device__ int find_pair(const int32_t *first, int pair0, int n_pairs, int item)
+/* Where consumers find the queries of an item's heads, one after the other. */
+template <typename T, int HEAD_DIM>
+static __device__ __forceinline__ const T *queries_of(const attn_decode_args &a, const work_item &w,
+                                                      const T *queries, int item_slot)
 {
-    int lane = threadIdx.x % WARP_LANES, lo = pair0, n = n_pairs;
+    int head = w.kv_head * a.group + w.part * a.part_heads;
+
+    if (w.has_q)
+        return queries + (int64_t)item_slot * a.part_heads * HEAD_DIM;
+    return (const T *)a.q + ((int64_t)w.row * a.n_heads + head) * HEAD_DIM;
+}
+
+/* A search by 32 at once over first[]: what its first step looks at stays in a register a lane. */
+struct pair_search {
+    int step, pivot, item0;
+};
+
+static __device__ pair_search search_begin(const attn_decode_args &a)
+{
+    int lane = threadIdx.x % WARP_LANES;
+    pair_search s;
+
+    s.item0 = a.first[a.pair0];
+    s.step = (a.n_pairs + WARP_LANES - 1) / WARP_LANES;
+    s.pivot = lane * s.step < a.n_pairs ? a.first[a.pair0 + lane * s.step] : INT32_MAX;
+    return s;
+}
+
+/* The pair whose range of chunks holds `item`, counted from first[0]. */
+static __device__ int find_pair(const attn_decode_args &a, pair_search s, int item)
+{
+    int lane = threadIdx.x % WARP_LANES;
+    int k = __popc(__ballot_sync(0xffffffffu, s.pivot <= item)) - 1;
+    int lo = a.pair0 + k * s.step;
+    int n = a.n_pairs - k * s.step < s.step ? a.n_pairs - k * s.step : s.step;
 
     while (n > 1) {
-        int step = (n + WARP_LANES - 1) / WARP_LANES, k;
-        bool below = lane * step < n && first[lo + lane * step] <= item;
+        int step = (n + WARP_LANES - 1) / WARP_LANES;
+        bool below = lane * step < n && a.first[lo + lane * step] <= item;
 
         k = __popc(__ballot_sync(0xffffffffu, below)) - 1;
         lo += k * step;
@@ -104,92 +146,138 @@ static __device__ int find_pair(const int32_t *first, int pair0, int n_pairs, in
     return lo;
 }
 
-/*
- * Planner warp: describes item after item, ahead of everybody else. The first needs nothing that
- * the kernel before this one writes.
- */
-static __device__ void plan_items(const attn_decode_args &a, work_item *items, barriers *bars)
+/* What is to be known of one item, and its pages. The heads' queries, too, if they are there. */
+template <typename T, int HEAD_DIM>
+static __device__ void plan_item(const attn_decode_args &a, pair_search search, int item,
+                                 work_item *w, T *queries, bool has_q)
 {
+    constexpr int Q_VECS = HEAD_DIM * sizeof(T) / 16;
+    int lane = threadIdx.x % WARP_LANES, pair = find_pair(a, search, item);
+    int row = pair / a.n_parts / a.n_kv_heads, kv_head = pair / a.n_parts % a.n_kv_heads;
+    int part = pair % a.n_parts, first_head = part * a.part_heads;
+    int n_heads = a.group - first_head < a.part_heads ? a.group - first_head : a.part_heads;
+    /* Each group of loads waits for the one before it: there are few, since each takes long. */
+    int slot = a.slot[row], newest = a.pos[row], first = a.first[pair];
+    int n_chunks = a.first[pair + 1] - first, chunk = item - first;
+    int head = kv_head * a.group + first_head;
+    const uint4 *q = (const uint4 *)((const T *)a.q + ((int64_t)row * a.n_heads + head) * HEAD_DIM);
+    int64_t geom_at = ((int64_t)slot * a.n_layers + a.layer) * a.n_kv_heads + kv_head;
+    struct kv_geom g = a.geom[geom_at];
+    const int32_t *pages = a.page_table + a.head_base[geom_at] + chunk * CHUNK / a.page_entries;
+    int window = 0, index0 = chunk * CHUNK, n_keys, sink_end;
+    bool plain;
+
+    if (lane < n_heads)
+        window = a.window[((int64_t)slot * a.n_layers + a.layer) * a.n_heads + head + lane];
+    for (int i = lane; has_q && i < n_heads * Q_VECS; i += WARP_LANES)
+        ((uint4 *)queries)[i] = q[i];
+    n_keys = chunk + 1 < n_chunks ? CHUNK : indices_used(g, newest) - index0;
+    sink_end = (g.n_sink + KV_TILE - 1) / KV_TILE * KV_TILE;
+    for (int i = lane; i * a.page_entries < n_keys; i += WARP_LANES)
+        w->page[i] = pages[i];
+    plain = lane >= n_heads || window >= g.ring || window > newest;
+    plain = plain && (g.n_sink == sink_end || index0 >= sink_end || index0 + n_keys <= g.n_sink);
+    plain = __all_sync(0xffffffffu, plain);
+    if (lane < n_heads)
+        w->window[lane] = window;
+    if (lane == 0) {
+        w->pair = pair;
+        w->row = row;
+        w->kv_head = kv_head;
+        w->part = part;
+        w->newest = newest;
+        w->n_sink = g.n_sink;
+        w->sink_end = sink_end;
+        w->ring = g.ring;
+        w->ring_at = newest >= g.n_sink ? (newest - g.n_sink) % g.ring : 0;
+        w->chunk = chunk;
+        w->n_chunks = n_chunks;
+        w->state0 = first - search.item0;
+        w->index0 = index0;
+        w->n_keys = n_keys;
+        w->plain = plain;
+        w->has_q = has_q;
+    }
+}
+
+/*
+ * Planner warps take turns at describing items, ahead of everybody else: the small reads that one
+ * takes wait behind all the pages on their way. Most items are dealt, those of the last rounds
+ * drawn from a counter, since SMs are not equally fast. The first ones are described without
+ * anything that the kernel before this one writes: so without their queries.
+ */
+template <typename T, int HEAD_DIM>
+static __device__ void plan_items(const attn_decode_args &a, work_item *items, T *queries,
+                                  barriers *bars, int planner)
+{
+    int lane = threadIdx.x % WARP_LANES, n_ctas = gridDim.x;
+    pair_search search = search_begin(a);
+    int n_items = a.first[a.pair0 + a.n_pairs] - search.item0, n_rounds = n_items / n_ctas;
+    int n_dealt = n_rounds - 1 - n_rounds / 8;
     bool waited = false;
-    int lane = threadIdx.x % WARP_LANES, item = blockIdx.x;
-    int item0 = a.first[a.pair0], n_items = a.first[a.pair0 + a.n_pairs] - item0;
-    struct turn t = {0, 0};
+    int k = planner; /* of this CTA's items */
 
-    for (;; t.advance(ITEM_SLOTS)) {
-        work_item *w = &items[t.at];
-        int following = 0, pair, head, row, slot, chunk, used, n_pages;
-        int64_t geom_at;
-        struct kv_geom g;
-        bool plain = true;
+    n_dealt = n_dealt > N_PLANNERS ? n_dealt : N_PLANNERS;
+    for (;; k += N_PLANNERS) {
+        int at = k % ITEM_SLOTS, item = blockIdx.x + k * n_ctas;
 
-        barrier_wait(&bars->item_empty[t.at], t.parity ^ 1);
+        barrier_wait(&bars->item_empty[at], k / ITEM_SLOTS % 2 ^ 1);
+        if (k >= n_dealt) { /* drawn as late as can be */
+            if (lane == 0)
+                item = atomicAdd(a.next, 1) + n_dealt * n_ctas;
+            item = __shfl_sync(0xffffffffu, item, 0);
+        }
         if (item >= n_items)
             break;
-        pair = find_pair(a.first, a.pair0, a.n_pairs, item0 + item);
-        chunk = item0 + item - a.first[pair];
-        head = pair / a.n_parts % a.n_kv_heads;
-        row = pair / a.n_parts / a.n_kv_heads;
-        slot = a.slot[row];
-        geom_at = ((int64_t)slot * a.n_layers + a.layer) * a.n_kv_heads + head;
-        g = a.geom[geom_at];
-        used = indices_used(g, a.pos[row]);
-        if (lane == 0) {
-            w->pair = pair;
-            w->row = row;
-            w->kv_head = head;
-            w->part = pair % a.n_parts;
-            w->newest = a.pos[row];
-            w->n_sink = g.n_sink;
-            w->sink_end = (g.n_sink + KV_TILE - 1) / KV_TILE * KV_TILE;
-            w->ring = g.ring;
-            w->ring_at = w->newest >= g.n_sink ? (w->newest - g.n_sink) % g.ring : 0;
-            w->chunk = chunk;
-            w->n_chunks = a.first[pair + 1] - a.first[pair];
-            w->state0 = a.first[pair] - item0;
-            w->index0 = chunk * a.chunk;
-            w->n_keys = used - w->index0 < a.chunk ? used - w->index0 : a.chunk;
-        }
-        __syncwarp(); /* lane 0's fields are read below */
-        for (int h = lane; h < a.part_heads; h += WARP_LANES) {
-            int in_group = w->part * a.part_heads + h, window;
-
-            if (in_group >= a.group)
-                break;
-            window = a.window[((int64_t)slot * a.n_layers + a.layer) * a.n_heads + head * a.group +
-                              in_group];
-            plain = plain && (window >= g.ring || window > w->newest);
-        }
-        plain = plain && (w->n_sink == w->sink_end || w->index0 >= w->sink_end ||
-                          w->index0 + w->n_keys <= w->n_sink);
-        plain = __all_sync(0xffffffffu, plain);
-        if (lane == 0)
-            w->plain = plain;
-        n_pages = (w->n_keys + a.page_entries - 1) / a.page_entries;
-        for (int i = lane; i < n_pages; i += WARP_LANES)
-            w->page[i] = a.page_table[a.head_base[geom_at] + w->index0 / a.page_entries + i];
+        plan_item<T, HEAD_DIM>(a, search, search.item0 + item, &items[at],
+                               queries + (int64_t)at * a.part_heads * HEAD_DIM, waited);
         __syncwarp(); /* all of the item is written */
         if (lane == 0)
-            barrier_arrive(&bars->item_full[t.at]);
-        if (!waited) /* the counter may be the kernel's before */
+            barrier_arrive(&bars->item_full[at]);
+        if (!waited) /* the queries and the counter may be the kernel's before */
             grid_wait();
         waited = true;
-        if (lane == 0)
-            following = atomicAdd(a.next, 1) + (int)gridDim.x;
-        item = __shfl_sync(0xffffffffu, following, 0);
     }
     if (!waited)
         grid_wait();
     if (lane == 0) {
-        items[t.at].pair = -1;
-        barrier_arrive(&bars->item_full[t.at]);
-        /* The last CTA leaves the counters as it found them. */
+        items[k % ITEM_SLOTS].pair = -1;
+        barrier_arrive(&bars->item_full[k % ITEM_SLOTS]);
+        /* The last planner leaves the counters as it found them. */
         __threadfence();
-        if (atomicAdd(a.next + 1, 1) == (int)gridDim.x - 1) {
+        if (atomicAdd(a.next + 1, 1) == N_PLANNERS * n_ctas - 1) {
             a.next[0] = 0;
             a.next[1] = 0;
         }
     }
 }
+
+/* Items in the order of the planners' turns, as all other warps go through them. */
+struct item_turn {
+    int k = -1, ended = 0; /* the last item; planners that have no more, by bits */
+
+    __device__ int at() const
+    {
+        return k % ITEM_SLOTS;
+    }
+
+    /* Waits for the next one. False: there is none. */
+    __device__ bool next(const work_item *items, barriers *bars)
+    {
+        for (;;) {
+            k++;
+            if (ended >> k % N_PLANNERS & 1)
+                continue;
+            barrier_wait(&bars->item_full[at()], k / ITEM_SLOTS % 2);
+            if (items[at()].pair >= 0)
+                return true;
+            ended |= 1 << k % N_PLANNERS;
+            if (ended == (1 << N_PLANNERS) - 1)
+                return false;
+        }
+    }
+};
+static_assert(ITEM_SLOTS % N_PLANNERS == 0, "a slot is one planner's");
 
 /* The cache index of the newest position, which the kernel before this one writes. */
 static __device__ __forceinline__ int newest_index(const work_item &w)
@@ -208,19 +296,17 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
 {
     constexpr int TILE = TILE_KEYS * HEAD_DIM;
     int lane = threadIdx.x % WARP_LANES;
-    struct turn t = {0, 0}, s = {0, 0};
+    struct item_turn t;
+    struct turn s = {0, 0};
     const T *pages = (const T *)a.pages;
     bool waited = false;
 #if HAS_BULK_COPY
     uint64_t policy = policy_evict_first();
 #endif
 
-    for (;; t.advance(ITEM_SLOTS)) {
-        const work_item *w = &items[t.at];
+    while (t.next(items, bars)) {
+        const work_item *w = &items[t.at()];
 
-        barrier_wait(&bars->item_full[t.at], t.parity);
-        if (w->pair < 0)
-            break;
         for (int key0 = 0; key0 < w->n_keys; key0 += TILE_KEYS, s.advance(a.n_stages)) {
             int n = w->n_keys - key0 < TILE_KEYS ? w->n_keys - key0 : TILE_KEYS;
             int newest = newest_index(*w) - w->index0 - key0;
@@ -272,7 +358,7 @@ static __device__ void produce(const attn_decode_args &a, T *stages, const work_
             __syncwarp(); /* the lanes wait for the next stage together */
         }
         if (lane == 0)
-            barrier_arrive(&bars->item_empty[t.at]);
+            barrier_arrive(&bars->item_empty[t.at()]);
         if (!waited)
             grid_wait();
         waited = true;

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_SLOTS 24
+#define MAX_SLOTS 28
 #define N_LAYERS  2
 #define LAYER     1
 #define MAX_HEADS 40
@@ -84,8 +84,9 @@ static struct pair_kv make_kv(struct cuda_pair *p, const struct attn_case *c, in
 /* Decode rows of every length around a tile, a chunk and a full ring; then each row alone. */
 static void check_decode(const struct attn_case *c)
 {
-    static const int32_t lens[] = {1,   2,   63,  64,  65,  4,   5,   127, 128,  129,  191,  192,
-                                   193, 197, 255, 256, 257, 300, 511, 513, 1023, 1025, 2049, 2100};
+    static const int32_t lens[] = {1,    2,    63,   64,   65,   4,    5,    127, 128, 129,
+                                   191,  192,  193,  197,  255,  256,  257,  300, 511, 513,
+                                   1023, 1025, 1279, 1280, 1281, 2049, 2304, 2305};
     enum { N = sizeof(lens) / sizeof(lens[0]) };
     struct cuda_pair p;
     int32_t pos[N], slot[N];
