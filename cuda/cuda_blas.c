@@ -1,10 +1,11 @@
 /*
- * cuda_blas - products of prompt rows through cuBLASLt.
+ * cuda_blas - products of prompt rows through cuBLASLt, and the way back through them.
  *
  * The library is over 500 MB, so it is opened at run time and only when a GPU is. One algorithm is
- * chosen a shape (n_out, n_in, epilogue), for a nominal number of rows and without split-K, and
- * kept: the order of a row's sums then does not depend on how many rows come with it. cuBLASLt is
- * column-major: our out[rows, n_out] = x w^T is its D[n_out, rows] = A^T B with A = w, B = x.
+ * chosen a shape (n_out, n_in, epilogue, way), for a nominal number of rows and without split-K,
+ * and kept: the order of a row's sums then does not depend on how many rows come with it. cuBLASLt
+ * is column-major: our out[rows, n_out] = x w^T is its D[n_out, rows] = A^T B with A = w, B = x;
+ * the way back, out[rows, n_in] = x w, is D[n_in, rows] = A B.
  */
 #include "cuda/cuda_backend.h"
 
@@ -49,7 +50,8 @@ struct lt_api {
 
 struct lt_shape {
     int n_out, n_in;
-    bool residual;
+    enum gemm_epilogue epilogue;
+    bool back;
     cublasLtMatmulAlgo_t algo;
 };
 
@@ -144,6 +146,19 @@ void cuda_blas_close(struct cuda_blas *blas)
     free(blas);
 }
 
+/* out = x w^T, or the way back, out = x w, as the caller wants it. */
+struct lt_call {
+    const struct gemm_args *a;
+    bool back;
+    int ldx; /* elements of x from row to row */
+};
+
+/* Elements of a row of out. */
+static int call_n_to(const struct lt_call *c)
+{
+    return c->back ? c->a->w->n_in : c->a->w->n_out;
+}
+
 /* The descriptors of one product; they live on the caller's stack. */
 struct lt_product {
     cublasLtMatmulDescOpaque_t desc;
@@ -151,18 +166,21 @@ struct lt_product {
 };
 
 static int product_init(struct cuda_blas *blas, struct lt_product *p, enum dtype dtype,
-                        const struct gemm_args *a, int n_rows, struct err *err)
+                        const struct lt_call *c, int n_rows, struct err *err)
 {
     cudaDataType type = dtype == DTYPE_F32    ? CUDA_R_32F
                         : dtype == DTYPE_BF16 ? CUDA_R_16BF
                                               : CUDA_R_16F;
-    cublasOperation_t trans = CUBLAS_OP_T;
+    cudaDataType out_type = c->a->epilogue == GEMM_F32 ? CUDA_R_32F : type;
+    cublasOperation_t trans = c->back ? CUBLAS_OP_N : CUBLAS_OP_T;
+    int n_out = c->a->w->n_out, n_in = c->a->w->n_in, to = call_n_to(c);
 
     LT_TRY(err, blas, desc_init, &p->desc, sizeof(p->desc), CUBLAS_COMPUTE_32F, CUDA_R_32F);
     LT_TRY(err, blas, desc_set, &p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof(trans));
-    LT_TRY(err, blas, layout_init, &p->w, sizeof(p->w), type, a->w->n_in, a->w->n_out, a->w->n_in);
-    LT_TRY(err, blas, layout_init, &p->x, sizeof(p->x), type, a->w->n_in, n_rows, a->w->n_in);
-    LT_TRY(err, blas, layout_init, &p->out, sizeof(p->out), type, a->w->n_out, n_rows, a->w->n_out);
+    LT_TRY(err, blas, layout_init, &p->w, sizeof(p->w), type, n_in, n_out, n_in);
+    LT_TRY(err, blas, layout_init, &p->x, sizeof(p->x), type, c->back ? n_out : n_in, n_rows,
+           c->ldx);
+    LT_TRY(err, blas, layout_init, &p->out, sizeof(p->out), out_type, to, n_rows, to);
     return 0;
 }
 
@@ -195,12 +213,15 @@ static float candidate_time(struct cuda_backend *cb, struct lt_product *p, const
  * cooler, and faster, than real ones. The first, which cuBLASLt thinks best, where there is no room
  * for such rows, and unless another one is clearly faster.
  */
-static int candidate_choose(struct cuda_backend *cb, struct lt_product *p,
-                            const struct gemm_args *a, const cublasLtMatmulHeuristicResult_t *found,
-                            int n)
+static int candidate_choose(struct cuda_backend *cb, struct lt_product *p, const struct lt_call *c,
+                            const cublasLtMatmulHeuristicResult_t *found, int n)
 {
-    size_t elem = dtype_bytes(cb->base.act_dtype), x_rows = NOMINAL_ROWS, best_at = 0;
-    size_t from_w = (size_t)(a->w->n_out < NOMINAL_ROWS ? a->w->n_out : NOMINAL_ROWS) * elem;
+    const struct gemm_args *a = c->a;
+    size_t elem = dtype_bytes(cb->base.act_dtype), best_at = 0;
+    size_t w_bytes = (size_t)a->w->n_out * (size_t)a->w->n_in * elem;
+    size_t x_bytes = (size_t)NOMINAL_ROWS * (size_t)c->ldx * elem;
+    size_t out_bytes = (size_t)NOMINAL_ROWS * (size_t)call_n_to(c) *
+                       (a->epilogue == GEMM_F32 ? sizeof(float) : elem);
     float beta = a->epilogue == GEMM_RESIDUAL ? 1 : 0, best = 0;
     enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     cudaEvent_t events[2] = {NULL, NULL};
@@ -209,13 +230,12 @@ static int candidate_choose(struct cuda_backend *cb, struct lt_product *p,
     if (n < 2 || cudaStreamIsCapturing(cb->stream, &capture) != cudaSuccess ||
         capture != cudaStreamCaptureStatusNone)
         return 0;
-    if (cudaMalloc(&x, x_rows * (size_t)a->w->n_in * elem) == cudaSuccess &&
-        cudaMalloc(&out, x_rows * (size_t)a->w->n_out * elem) == cudaSuccess &&
+    if (cudaMalloc(&x, x_bytes) == cudaSuccess && cudaMalloc(&out, out_bytes) == cudaSuccess &&
         cudaEventCreate(&events[0]) == cudaSuccess && cudaEventCreate(&events[1]) == cudaSuccess) {
-        cudaMemsetAsync(out, 0, x_rows * (size_t)a->w->n_out * elem, cb->stream);
-        cudaMemsetAsync(x, 0, x_rows * (size_t)a->w->n_in * elem, cb->stream);
-        cudaMemcpyAsync(x, a->w->data, from_w * (size_t)a->w->n_in, cudaMemcpyDeviceToDevice,
-                        cb->stream);
+        cudaMemsetAsync(out, 0, out_bytes, cb->stream);
+        cudaMemsetAsync(x, 0, x_bytes, cb->stream);
+        cudaMemcpyAsync(x, a->w->data, w_bytes < x_bytes ? w_bytes : x_bytes,
+                        cudaMemcpyDeviceToDevice, cb->stream);
         for (int i = 0; i < n; i++) {
             float ms = candidate_time(cb, p, a->w->data, x, out, beta, &found[i].algo, events);
 
@@ -238,11 +258,11 @@ static int candidate_choose(struct cuda_backend *cb, struct lt_product *p,
 }
 
 /* The algorithm of a shape, chosen once. */
-static int shape_find(struct cuda_backend *cb, const struct gemm_args *a,
-                      const struct lt_shape **out, struct err *err)
+static int shape_find(struct cuda_backend *cb, const struct lt_call *c, const struct lt_shape **out,
+                      struct err *err)
 {
+    const struct gemm_args *a = c->a;
     struct cuda_blas *blas = cb->blas;
-    bool residual = a->epilogue == GEMM_RESIDUAL;
     size_t workspace = WORKSPACE_BYTES;
     uint32_t no_split_k = CUBLASLT_REDUCTION_SCHEME_NONE;
     uint32_t alignment = 16; /* rows start at multiples of 8 elements, not of 256 bytes */
@@ -257,7 +277,8 @@ static int shape_find(struct cuda_backend *cb, const struct gemm_args *a,
 
     for (int i = 0; i < blas->n_shapes; i++) {
         s = &blas->shapes[i];
-        if (s->n_out == a->w->n_out && s->n_in == a->w->n_in && s->residual == residual) {
+        if (s->n_out == a->w->n_out && s->n_in == a->w->n_in && s->epilogue == a->epilogue &&
+            s->back == c->back) {
             *out = s;
             return 0;
         }
@@ -265,7 +286,7 @@ static int shape_find(struct cuda_backend *cb, const struct gemm_args *a,
     if (blas->n_shapes == MAX_SHAPES)
         return err_set(err, ERR_UNSUPPORTED, "cuBLASLt: more than %d shapes of products",
                        MAX_SHAPES);
-    rc = product_init(blas, &p, cb->base.act_dtype, a, NOMINAL_ROWS, err);
+    rc = product_init(blas, &p, cb->base.act_dtype, c, NOMINAL_ROWS, err);
     if (rc < 0)
         return rc;
     LT_TRY(err, blas, pref_init, &pref, sizeof(pref));
@@ -283,14 +304,16 @@ static int shape_find(struct cuda_backend *cb, const struct gemm_args *a,
     s = &blas->shapes[blas->n_shapes++];
     s->n_out = a->w->n_out;
     s->n_in = a->w->n_in;
-    s->residual = residual;
-    s->algo = found[candidate_choose(cb, &p, a, found, n_found)].algo;
+    s->epilogue = a->epilogue;
+    s->back = c->back;
+    s->algo = found[candidate_choose(cb, &p, c, found, n_found)].algo;
     *out = s;
     return 0;
 }
 
-int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *err)
+static int product_run(struct cuda_backend *cb, const struct lt_call *c, struct err *err)
 {
+    const struct gemm_args *a = c->a;
     struct cuda_blas *blas = cb->blas;
     const float one = 1, beta = a->epilogue == GEMM_RESIDUAL ? 1 : 0;
     const struct lt_shape *shape = NULL;
@@ -299,14 +322,25 @@ int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct er
 
     if (a->n_rows == 0)
         return 0;
-    rc = shape_find(cb, a, &shape, err);
+    rc = shape_find(cb, c, &shape, err);
     if (rc < 0)
         return rc;
-    rc = product_init(blas, &p, cb->base.act_dtype, a, a->n_rows, err);
+    rc = product_init(blas, &p, cb->base.act_dtype, c, a->n_rows, err);
     if (rc < 0)
         return rc;
     LT_TRY(err, blas, matmul, blas->handle, &p.desc, &one, a->w->data, &p.w, a->x, &p.x, &beta,
            a->out, &p.out, a->out, &p.out, &shape->algo, blas->workspace, WORKSPACE_BYTES,
            cb->stream);
     return cuda_launched(cb, "cublasLtMatmul", err);
+}
+
+int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *err)
+{
+    return product_run(cb, &(struct lt_call){.a = a, .ldx = a->w->n_in}, err);
+}
+
+int cuda_blas_gemm_back(struct cuda_backend *cb, const struct gemm_args *a, int ldx,
+                        struct err *err)
+{
+    return product_run(cb, &(struct lt_call){.a = a, .back = true, .ldx = ldx}, err);
 }

@@ -4,8 +4,9 @@
  *
  * A pass is one sequence from position 0 in one chunk, so forward ops need no pages. The caller
  * keeps every layer's input and runs the layer forward again before going back through it; weights
- * get no gradients. Gradients have the backend's act_dtype on the CPU (f32) and f32 on a GPU.
- * Pointers named as in backend.h are device memory of the same backend; dx adds up in place.
+ * get no gradients. The residual's gradient dx is f32 and adds up in place; da, dq, dk and dv have
+ * the backend's act_dtype, which is f32 on the CPU. Pointers named as in backend.h are device memory
+ * of the same backend. What goes to host memory is there behind finish(), and on the CPU before.
  */
 #ifndef BACKEND_GRAD_H
 #define BACKEND_GRAD_H
@@ -47,12 +48,15 @@ struct grad_logits_args {
     struct norm_args norm;
     const struct weight *head; /* [vocab_size, dim] */
     const void *x;             /* [n_rows, dim] behind the last layer */
-    void *dx;                  /* [n_rows, dim] */
+    float *dx;                 /* [n_rows, dim] */
     double *loss_sum;          /* host */
     float *row_loss;           /* host [n_targets], or NULL */
 };
 
-/* dx += (d ffn / d x)^T dx, where x is what went into the feed-forward part. */
+/*
+ * dx += (d ffn / d x)^T dx, where x is what went into the feed-forward part. wide is what ffn_keep()
+ * left, and is changed; NULL: its product is computed once more.
+ */
 struct grad_ffn_args {
     int n_rows, dim, ffn_dim;
     struct norm_args norm;
@@ -60,15 +64,16 @@ struct grad_ffn_args {
     bool gated;
     const struct weight *w_in, *b_in, *w_down;
     const void *x;
-    void *dx;
+    void *wide; /* [n_rows, w_in->n_out] or NULL */
+    float *dx;
 };
 
 /* da = dx wo */
 struct grad_attn_out_args {
     int n_rows, dim, n_in;
     const struct weight *wo;
-    const void *dx; /* [n_rows, dim] */
-    void *da;       /* [n_rows, n_in] */
+    const float *dx; /* [n_rows, dim] */
+    void *da;        /* [n_rows, n_in] */
 };
 
 /* How influence adds up. */
@@ -108,7 +113,7 @@ struct grad_attn_in_args {
     float rope_scale;
     const void *x;      /* [n_rows, dim] */
     void *dq, *dk, *dv; /* in; changed */
-    void *dx;
+    float *dx;
 };
 
 struct grad_ops {
@@ -120,6 +125,19 @@ struct grad_ops {
     int (*attn_out)(struct grad *g, const struct grad_attn_out_args *a, struct err *err);
     int (*attn)(struct grad *g, const struct grad_attn_args *a, struct err *err);
     int (*attn_in)(struct grad *g, const struct grad_attn_in_args *a, struct err *err);
+    /*
+     * The backend's ffn of prompt rows, which leaves the product of norm(x) and w_in in wide. NULL
+     * where that is not built, and wide of grad_ffn_args is to be NULL.
+     */
+    int (*ffn_keep)(struct grad *g, const struct ffn_args *a, void *wide, struct err *err);
+    /*
+     * FLOP/s of x w^T alone, of n_rows of what the rows of the last ffn were: what a pass, whose
+     * work is mostly such, is measured by. NULL where there is no need for it.
+     */
+    int (*product_rate)(struct grad *g, const struct weight *w, int n_rows, double *flops_per_s,
+                        struct err *err);
+    /* Waits for everything queued; sums and losses that were asked for are then in host memory. */
+    int (*finish)(struct grad *g, struct err *err);
 };
 
 /* The common head of every implementation. */
@@ -132,12 +150,20 @@ struct grad {
 struct grad_params {
     int max_rows, max_dim; /* as backend_params */
     int n_heads, head_dim;
+    /* The rest may be 0 on the CPU. */
+    int n_kv_heads, n_layers, dim, ffn_dim, vocab_size;
 };
 
-/* Bytes that open and its ops take beside the caller's buffers. */
+/*
+ * Bytes that open and its ops take beside the caller's buffers. be is of the named kind. On a GPU
+ * ERR_UNSUPPORTED for f16, whose range gradients leave: bf16 and f32 are built.
+ */
 size_t cpu_grad_bytes(const struct backend *be, const struct grad_params *params);
 int cpu_grad_open(struct grad **out, struct backend *be, const struct grad_params *params,
                   struct err *err);
+size_t cuda_grad_bytes(const struct backend *be, const struct grad_params *params);
+int cuda_grad_open(struct grad **out, struct backend *be, const struct grad_params *params,
+                   struct err *err);
 
 #ifdef __cplusplus
 }

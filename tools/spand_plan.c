@@ -21,7 +21,7 @@
 struct flags {
     const char *output, *report, *lengths, *caps, *calibration, *template_text, *source, *answers;
     const char *loss, *objective, *sums, *grid, *alphas, *betas, *until;
-    double density, gap;
+    double density, gap, limit_tflops;
     int items, validate_items, validate_length, validate_best, answer_tokens, rules_per_layer;
     int intervals;
     int64_t max_nodes, seed, profile_memory;
@@ -100,6 +100,10 @@ static const struct config_extra extras[] = {
      "The most that the profile may take beside the weights; with less, layers are computed again. "
      "0: what is free.",
      0, 0},
+    {"limit_tflops", CONFIG_DOUBLE, &asked.limit_tflops,
+     "The device's TFLOP/s, for the fraction of it that the profile reaches. 0: what the model's "
+     "largest product alone reaches, where that can be measured.",
+     0, 1e9},
     {"per_query_head", CONFIG_BOOL, &asked.per_query_head,
      "A rule for each query head instead of each key-value head; densities then count query "
      "heads.",
@@ -344,6 +348,7 @@ static int read_options(struct search_options *o, struct flags *f, struct err *e
 
     o->output = f->output;
     o->density = f->density;
+    o->limit_tflops = f->limit_tflops;
     o->items = f->items;
     o->validate_items = f->validate_items;
     o->validate_best = f->validate_best;

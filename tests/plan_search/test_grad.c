@@ -234,7 +234,7 @@ START_TEST(grad_pass__says_what_fits)
     struct grad_pass_params params = {.max_rows = 512};
 
     open_model(&o, test_path("tests/golden/models/llama-mha"), 512, 0, 1);
-    params.max_bytes = grad_pass_bytes(o.cfg, o.be, 300, 1);
+    params.max_bytes = grad_pass_bytes(o.cfg, o.be, 300, 1, KEEP_INPUT);
     ck_assert_int_eq(grad_pass_open(&pass, o.model, o.be, &params, &err), ERR_NO_ROOM);
     ck_assert_ptr_nonnull(strstr(err.msg, "profiling 512 tokens takes"));
     ck_assert_ptr_nonnull(strstr(err.msg, "256 tokens would fit"));

@@ -12,14 +12,16 @@ $(OBJ)/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(OBJ)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 
 CUDA_TEST_SRC := $(wildcard tests/cuda/test_*.c) tests/cuda/cuda_pair.c tests/lib/test_runner.c \
-    tests/lib/test_model_run.c tests/lib/test_block_run.c tests/engine/engine_fixture.c
+    tests/lib/test_model_run.c tests/lib/test_block_run.c tests/engine/engine_fixture.c \
+    engine/plan/search/grad_pass.c engine/plan/search/grad_open.c $(wildcard engine/cpu/grad/*.c)
 CUDA_TEST_OBJ := $(CUDA_TEST_SRC:%.c=$(OBJ)/%.o)
+CUDA_GRAD_OBJ := $(patsubst %.cu,$(OBJ)/%.cu.o,$(wildcard cuda/grad_*.cu)) $(OBJ)/cuda/grad_cuda.o
 CUDA_BENCH_OBJ := $(OBJ)/tests/cuda/bench_cuda.o
 # What both need of the tree.
 CUDA_NEED_SRC := $(CORE_SRC)
 CUDA_NEED_OBJ := $(CUDA_NEED_SRC:%.c=$(OBJ)/%.o) $(CUDA_OBJ)
 
-$(BIN)/spand-cuda-tests: $(CUDA_TEST_OBJ) $(CUDA_NEED_OBJ)
+$(BIN)/spand-cuda-tests: $(CUDA_TEST_OBJ) $(CUDA_GRAD_OBJ) $(CUDA_NEED_OBJ)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(shell pkg-config --libs check 2>/dev/null) $(LDLIBS) $(CUDA_LIBS)
@@ -38,7 +40,7 @@ bench-cuda: $(BIN)/spand-cuda-bench ## time the main kernels in GB/s
 # The same suites with the kernels run by a CPU (tests/cuda/emu): slow, and no GPU is needed.
 EMU := $(OBJ)/emu
 EMU_OBJ := $(patsubst cuda/%.cu,$(EMU)/%.o,$(filter-out cuda/read_bandwidth.cu cuda/%_wgmma.cu,$(CUDA_SRC))) \
-    $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_mem.o
+    $(patsubst cuda/%.cu,$(EMU)/%.o,$(wildcard cuda/grad_*.cu)) $(OBJ)/cuda/grad_cuda.o $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_mem.o
 EMU_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -Wno-attributes -Itests/cuda/emu -I. -isystem $(CUDA_HOME)/include
 EMU_FILES := $(wildcard tests/cuda/emu/* tests/cuda/emu/cuda/* cuda/*.cuh cuda/*.h)
 

@@ -5,7 +5,10 @@
 
 PLAN_SRC := $(wildcard engine/plan/search/*.c engine/cpu/grad/*.c)
 PLAN_TEST_SRC := $(wildcard tests/plan_search/*.c) tests/lib/test_runner.c
-PLAN_OBJ = $(PLAN_SRC:%.c=$(OBJ)/%.o)
+# Of both backends: cuda/grad_* where there is CUDA.
+GRAD_CUDA_SRC := $(wildcard cuda/grad_*.cu)
+GRAD_CUDA_OBJ := $(if $(filter 1,$(HAVE_CUDA)),$(GRAD_CUDA_SRC:%.cu=$(OBJ)/%.cu.o) $(OBJ)/cuda/grad_cuda.o)
+PLAN_OBJ = $(PLAN_SRC:%.c=$(OBJ)/%.o) $(GRAD_CUDA_OBJ)
 CBC ?= $(shell pkg-config --exists cbc 2>/dev/null && echo 1)
 CBC_LIBS := $(if $(filter 1,$(CBC)),-lCbcSolver -lCbc)
 

@@ -34,8 +34,11 @@ static size_t thread_bytes_of(const struct grad_params *p)
 size_t cpu_grad_bytes(const struct backend *be, const struct grad_params *params)
 {
     const struct cpu_backend *cb = (const struct cpu_backend *)be;
+    /* dk and dv of every query head, while attention runs. */
+    size_t by_head = 2 * sizeof(float) * (size_t)params->n_heads * (size_t)params->head_dim *
+                     (size_t)params->max_rows;
 
-    return 3 * sizeof(float) * (size_t)block_rows_of(cb, params) * (size_t)params->max_dim +
+    return by_head + 3 * sizeof(float) * (size_t)block_rows_of(cb, params) * (size_t)params->max_dim +
            (size_t)cpu_threads_count(cb->threads) * thread_bytes_of(params);
 }
 
@@ -68,6 +71,13 @@ static int cpu_grad_zero(struct grad *g, void *dst, size_t bytes, struct err *er
     return 0;
 }
 
+static int cpu_grad_finish(struct grad *g, struct err *err)
+{
+    (void)g;
+    (void)err;
+    return 0;
+}
+
 static const struct grad_ops cpu_grad_ops = {
     .close = cpu_grad_close,
     .copy = cpu_grad_copy,
@@ -77,6 +87,7 @@ static const struct grad_ops cpu_grad_ops = {
     .attn_out = cpu_grad_attn_out,
     .attn = cpu_grad_attn,
     .attn_in = cpu_grad_attn_in,
+    .finish = cpu_grad_finish,
 };
 
 int cpu_grad_open(struct grad **out, struct backend *be, const struct grad_params *params,

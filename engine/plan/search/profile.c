@@ -130,11 +130,22 @@ static void load(const struct runner *r, struct profile_length *at)
 
 /* ---- the pass ---- */
 
-static int open_model(struct runner *r, int max_rows)
+/*
+ * Gradients leave the range of f16, so a GPU profiles such models in bf16. The CPU computes in f32
+ * whatever the weights are.
+ */
+static enum dtype profile_dtype(const struct runner *r, const char *backend)
+{
+    enum dtype dtype = engine_dtype(r->o->config, r->o->model);
+
+    return dtype == DTYPE_F16 && strcmp(backend, "cuda") == 0 ? DTYPE_BF16 : dtype;
+}
+
+static int open_backend(struct runner *r, enum dtype dtype, int max_rows)
 {
     const struct search_options *o = r->o;
     struct backend_params be = {.device = o->config->device,
-                                .dtype = engine_dtype(o->config, o->model),
+                                .dtype = dtype,
                                 .n_threads = o->config->threads,
                                 .pin_threads = o->config->pin_threads,
                                 .max_rows = max_rows,
@@ -142,33 +153,40 @@ static int open_model(struct runner *r, int max_rows)
                                 .max_vocab = o->model->vocab_size,
                                 .max_logits = 64,
                                 .max_positions = max_rows};
+
+    return backend_open(&r->be, &be, r->err);
+}
+
+/* Weights and the model's own buffers, for the longest length that has items to run. */
+static int open_model(struct runner *r, int max_rows)
+{
+    const struct search_options *o = r->o;
     struct model_params model = {.dir = o->config->model,
                                  .random_weights = o->config->weights == CONFIG_WEIGHTS_RANDOM,
                                  .seed = (uint64_t)o->config->weights_seed,
-                                 .dtype = engine_dtype(o->config, o->model),
                                  .max_rows = max_rows,
                                  .max_logits = 1};
-    struct grad_pass_params pass = {.max_rows = max_rows, .max_bytes = (size_t)o->profile_memory};
-    int rc = backend_open(&r->be, &be, r->err);
+    int64_t t0 = clock_ns();
+    int rc = open_backend(r, profile_dtype(r, "cpu"), max_rows);
 
-    if (rc == 0 && strcmp(r->be->ops->name, "cpu"))
-        return err_set(r->err, ERR_UNSUPPORTED,
-                       "profile: the backward pass runs on the CPU only in this version: give "
-                       "--device cpu");
-    if (rc == 0)
-        rc = model_open(&r->model, o->model, r->be, &model, r->err);
-    if (rc == 0)
-        rc = grad_pass_open(&r->pass, r->model, r->be, &pass, r->err);
+    if (rc == 0 && profile_dtype(r, r->be->ops->name) != profile_dtype(r, "cpu")) {
+        r->be->ops->close(r->be);
+        r->be = NULL;
+        rc = open_backend(r, profile_dtype(r, "cuda"), max_rows);
+    }
+    if (rc < 0)
+        return rc;
+    model.dtype = profile_dtype(r, r->be->ops->name);
+    rc = model_open(&r->model, o->model, r->be, &model, r->err);
+    r->out->open_seconds = (double)(clock_ns() - t0) * 1e-9;
     return rc;
 }
 
 static void close_model(struct runner *r)
 {
-    grad_pass_close(r->pass);
     model_close(r->model);
     if (r->be)
         r->be->ops->close(r->be);
-    r->pass = NULL;
     r->model = NULL;
     r->be = NULL;
 }
@@ -227,6 +245,7 @@ static int run_item(struct runner *r, struct profile_length *at,
     at->loss = (at->loss * at->n_items + args.loss) / (at->n_items + 1);
     at->n_items++;
     at->n_ran++;
+    at->n_tokens += args.n_rows;
 out:
     free(row);
     free(target);
@@ -267,24 +286,60 @@ static int run_items(struct runner *r, struct profile_length *at, int n_all)
     return rc;
 }
 
-static int run_length(struct runner *r, struct profile_length *at)
+static int count_items(const struct runner *r, int length)
 {
-    int n_all = 0, rc;
+    int n = 0;
 
     for (int i = 0; i < r->c->n_items; i++)
-        n_all += r->c->items[i].length == at->length;
+        n += r->c->items[i].length == length;
+    return n;
+}
+
+static int run_length(struct runner *r, struct profile_length *at)
+{
+    struct grad_pass_params params = {.max_rows = at->length,
+                                      .max_bytes = (size_t)r->o->profile_memory,
+                                      .keep = KEEP_WIDE};
+    int n_all = count_items(r, at->length), rc;
+
     if (at->n_items >= n_all)
         return 0;
-    rc = open_model(r, at->length);
+    rc = grad_pass_open(&r->pass, r->model, r->be, &params, r->err);
     if (rc == 0)
         rc = run_items(r, at, n_all);
-    at->flops = r->pass ? grad_pass_flops(r->pass) : 0;
-    close_model(r);
+    if (rc == 0)
+        rc = grad_pass_product_rate(r->pass, &r->out->product_rate, r->err);
+    if (r->pass) {
+        at->flops_done = grad_pass_flops(r->pass).done;
+        at->flops_needed = grad_pass_flops(r->pass).needed;
+    }
+    grad_pass_close(r->pass);
+    r->pass = NULL;
     if ((rc == 0 || rc == ERR_CLOSED) && at->n_ran > 0) {
         int saved_rc = save(r, at);
 
         rc = rc == 0 ? saved_rc : rc;
     }
+    return rc;
+}
+
+/* All lengths that are not complete, the shortest first. */
+static int run_lengths(struct runner *r)
+{
+    int longest = 0, rc;
+
+    for (int i = 0; i < r->out->n_lengths; i++) {
+        const struct profile_length *at = &r->out->at[i];
+
+        if (at->n_items < count_items(r, at->length))
+            longest = at->length > longest ? at->length : longest;
+    }
+    if (longest == 0)
+        return 0;
+    rc = open_model(r, longest);
+    for (int i = 0; i < r->out->n_lengths && rc == 0; i++)
+        rc = run_length(r, &r->out->at[i]);
+    close_model(r);
     return rc;
 }
 
@@ -312,8 +367,9 @@ int profile_get(struct profile *out, const struct search_options *o, const struc
             break;
         }
         load(&r, at);
-        rc = run_length(&r, at);
     }
+    if (rc == 0)
+        rc = run_lengths(&r);
     strbuf_release(&r.key);
     if (rc < 0)
         profile_release(out);

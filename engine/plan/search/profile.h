@@ -14,13 +14,18 @@ struct profile_length {
     int length, n_blocks, n_items; /* items summed */
     double *band, *sink;           /* [n_units, n_blocks] sums over items */
     double loss;                   /* mean over items */
-    double seconds, flops;         /* of this run */
-    int n_ran;                     /* items of this run; the others were kept */
+    /* Of this run: */
+    int n_ran; /* items; the others were kept */
+    int64_t n_tokens;
+    double seconds;
+    double flops_done, flops_needed; /* see grad_pass_flops */
 };
 
 struct profile {
     int n_lengths, n_layers, units_per_layer;
     struct profile_length at[SEARCH_MAX_LENGTHS];
+    double product_rate; /* FLOP/s of the model's largest product alone; 0: not measured */
+    double open_seconds; /* until weights and memory were there */
 };
 
 /* Runs or loads. ERR_CLOSED when it was interrupted: what was summed so far is kept. */

@@ -43,6 +43,7 @@ struct search_options {
     int64_t max_nodes, seed, profile_memory; /* bytes; 0: what is free */
     bool use_cbc;
     double density;
+    double limit_tflops; /* of the device, to compare the profile with; 0: what is measured */
 };
 
 /* The model's heads as plans are computed for them. */

@@ -94,6 +94,24 @@ static int focus(struct search *s, struct err *err)
     return 0;
 }
 
+/* How fast the profile of a length ran, of what was run now. */
+static void tell_speed(struct search *s, const struct profile_length *at)
+{
+    double limit = s->o->limit_tflops > 0 ? s->o->limit_tflops * 1e12 : s->profile.product_rate;
+
+    tell(s,
+         "                  %lld tokens, %.0f tokens/s, %.4g PFLOP needed and %.4g done: %.4g and "
+         "%.4g TFLOP/s",
+         (long long)at->n_tokens, (double)at->n_tokens / at->seconds, at->flops_needed * 1e-15,
+         at->flops_done * 1e-15, at->flops_needed / at->seconds * 1e-12,
+         at->flops_done / at->seconds * 1e-12);
+    if (limit > 0)
+        tell(s, "                  that is %.1f %% and %.1f %% of %.4g TFLOP/s (%s)",
+             100.0 * at->flops_needed / at->seconds / limit,
+             100.0 * at->flops_done / at->seconds / limit, limit * 1e-12,
+             s->o->limit_tflops > 0 ? "as given" : "the model's largest product alone");
+}
+
 static int profile(struct search *s, struct err *err)
 {
     int64_t t0 = clock_ns();
@@ -101,14 +119,15 @@ static int profile(struct search *s, struct err *err)
 
     if (rc < 0)
         return rc;
-    tell(s, "profile    %d lengths, %.1f s", s->profile.n_lengths, seconds_since(t0));
+    tell(s, "profile    %d lengths, %.1f s, %.1f s of it until the weights were there",
+         s->profile.n_lengths, seconds_since(t0), s->profile.open_seconds);
     for (int i = 0; i < s->profile.n_lengths; i++) {
         const struct profile_length *at = &s->profile.at[i];
 
-        tell(s,
-             "           %6d tokens: %d items (%d kept), loss %.4f, %.1f s, backward %.1f GFLOP/s",
-             at->length, at->n_items, at->n_items - at->n_ran, at->loss, at->seconds,
-             at->seconds > 0 ? at->flops / at->seconds * 1e-9 : 0.0);
+        tell(s, "           %6d tokens: %d items (%d kept), loss %.4f, %.1f s", at->length,
+             at->n_items, at->n_items - at->n_ran, at->loss, at->seconds);
+        if (at->n_ran > 0)
+            tell_speed(s, at);
     }
     return 0;
 }

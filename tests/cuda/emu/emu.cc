@@ -524,41 +524,65 @@ void cuda_blas_close(struct cuda_blas *blas)
     free(blas);
 }
 
-template <typename T> static void blas_gemm(const struct gemm_args *a)
+/* x [n_rows, ldx]; w as it is, or turned around for the way back. */
+template <typename T, typename O>
+static void blas_gemm(const struct gemm_args *a, bool back, int ldx)
 {
     const T *x = (const T *)a->x, *w = (const T *)a->w->data;
-    T *out = (T *)a->out;
-    int n_in = a->w->n_in, n_out = a->w->n_out;
+    O *out = (O *)a->out;
+    int n_in = back ? a->w->n_out : a->w->n_in, n_out = back ? a->w->n_in : a->w->n_out;
     std::vector<float> wf((size_t)n_in * n_out), xf(n_in);
 
-    for (size_t i = 0; i < wf.size(); i++)
-        wf[i] = (float)w[i];
+    for (int o = 0; o < n_out; o++) {
+        for (int i = 0; i < n_in; i++)
+            wf[(size_t)o * n_in + i] =
+                (float)(back ? w[(size_t)i * n_out + o] : w[(size_t)o * n_in + i]);
+    }
     for (int r = 0; r < a->n_rows; r++) {
         for (int i = 0; i < n_in; i++)
-            xf[i] = (float)x[(size_t)r * n_in + i];
+            xf[i] = (float)x[(size_t)r * ldx + i];
         for (int o = 0; o < n_out; o++) {
             const float *row = &wf[(size_t)o * n_in];
-            T *y = &out[(size_t)r * n_out + o];
+            O *y = &out[(size_t)r * n_out + o];
             float sum = 0;
 
             for (int i = 0; i < n_in; i++)
                 sum += xf[i] * row[i];
-            *y = (T)(a->epilogue == GEMM_RESIDUAL ? sum + (float)*y : sum);
+            *y = (O)(a->epilogue == GEMM_RESIDUAL ? sum + (float)*y : sum);
         }
     }
 }
 
-int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *)
+template <typename T>
+static void blas_gemm_of(const struct gemm_args *a, bool back, int ldx)
+{
+    if (a->epilogue == GEMM_F32)
+        blas_gemm<T, float>(a, back, ldx);
+    else
+        blas_gemm<T, T>(a, back, ldx);
+}
+
+static int blas_run(struct cuda_backend *cb, const struct gemm_args *a, bool back, int ldx)
 {
     if (a->n_rows == 0)
         return 0;
     if (cb->base.act_dtype == DTYPE_F32)
-        blas_gemm<float>(a);
+        blas_gemm_of<float>(a, back, ldx);
     else if (cb->base.act_dtype == DTYPE_BF16)
-        blas_gemm<__nv_bfloat16>(a);
+        blas_gemm_of<__nv_bfloat16>(a, back, ldx);
     else
-        blas_gemm<__half>(a);
+        blas_gemm_of<__half>(a, back, ldx);
     return 0;
+}
+
+int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *)
+{
+    return blas_run(cb, a, false, a->w->n_in);
+}
+
+int cuda_blas_gemm_back(struct cuda_backend *cb, const struct gemm_args *a, int ldx, struct err *)
+{
+    return blas_run(cb, a, true, ldx);
 }
 
 /* Nothing that only Hopper has is emulated: the backend does without. */

@@ -180,6 +180,10 @@ static inline float __fdiv_rn(float a, float b)
 {
     return a / b;
 }
+static inline float __fdividef(float a, float b)
+{
+    return a / b;
+}
 static inline float rsqrtf(float x)
 {
     return 1.0f / sqrtf(x);
