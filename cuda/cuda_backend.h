@@ -150,8 +150,8 @@ struct gemm_args {
 /* Prompt rows: GEMM_STORE and GEMM_RESIDUAL without bias. One algorithm a shape, no split-K. */
 int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
 /*
- * The way back, out[r, i] = sum_o x[r, o] w[o, i], with GEMM_STORE or GEMM_F32: x is [n_rows, n_out]
- * with ldx elements from row to row, a multiple of 8, out [n_rows, n_in].
+ * The way back, out[r, i] = sum_o x[r, o] w[o, i], with GEMM_STORE or GEMM_F32: x is [n_rows,
+ * n_out] with ldx elements from row to row, a multiple of 8, out [n_rows, n_in].
  */
 int cuda_blas_gemm_back(struct cuda_backend *cb, const struct gemm_args *a, int ldx,
                         struct err *err);

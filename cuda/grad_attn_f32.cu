@@ -1,5 +1,6 @@
 /*
- * grad_attn_f32.cu - the way back through attention in f32, by CUDA cores: for parity, not for speed.
+ * grad_attn_f32.cu - the way back through attention in f32, by CUDA cores: for parity, not for
+ * speed.
  *
  * Work     as grad_attn.cu, whose shapes these are: a warp takes a row (a key) at a time and its
  *          lanes 32 keys (rows), then dims. Sums have one order.

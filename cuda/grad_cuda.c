@@ -88,10 +88,10 @@ size_t cuda_grad_bytes(const struct backend *be, const struct grad_params *param
 
 static int buffers_open(struct cuda_grad *g, struct err *err)
 {
-    void **to[N_BUFFERS] = {&g->low,          (void **)&g->inner, (void **)&g->d_in,
-                            (void **)&g->lse, (void **)&g->dot,   (void **)&g->cells,
-                            (void **)&g->sums, (void **)&g->logits, &g->d_logits,
-                            (void **)&g->targets};
+    void **to[N_BUFFERS] = {
+        &g->low,          (void **)&g->inner,  (void **)&g->d_in, (void **)&g->lse,
+        (void **)&g->dot, (void **)&g->cells,  (void **)&g->sums, (void **)&g->logits,
+        &g->d_logits,     (void **)&g->targets};
     struct backend *be = &g->cb->base;
     size_t bytes[N_BUFFERS];
     int rc = 0;
@@ -139,8 +139,7 @@ static void grad_close(struct grad *base)
 static int grad_copy(struct grad *base, void *dst, const void *src, size_t bytes, struct err *err)
 {
     of(base)->low_of = NULL; /* dst may be the dx that it is of */
-    CUDA_TRY(err,
-             cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, of(base)->cb->stream));
+    CUDA_TRY(err, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, of(base)->cb->stream));
     return 0;
 }
 
@@ -340,11 +339,8 @@ static int grad_ffn_keep(struct grad *base, const struct ffn_args *a, void *wide
     struct cuda_grad *g = of(base);
     struct cuda_backend *cb = g->cb;
     int n = a->batch->n_rows;
-    struct gemm_args in = {.x = cb->scratch_norm,
-                           .n_rows = n,
-                           .w = a->w_in,
-                           .out = wide,
-                           .epilogue = GEMM_STORE};
+    struct gemm_args in = {
+        .x = cb->scratch_norm, .n_rows = n, .w = a->w_in, .out = wide, .epilogue = GEMM_STORE};
     struct gemm_args down = {
         .x = cb->scratch_norm, .n_rows = n, .w = a->w_down, .out = a->x, .epilogue = GEMM_RESIDUAL};
     int rc = norm_launch(cb, &a->norm, a->dim, a->x, NULL, n, cb->scratch_norm, err);
@@ -400,13 +396,13 @@ static int grad_attn_out(struct grad *base, const struct grad_attn_out_args *a, 
     const void *dy = NULL;
     int rc = rounded(g, a->dx, a->n_rows, a->dim, &dy, err);
 
-    return rc < 0 ? rc
-                  : product_back(g, dy, a->n_rows, a->dim, a->wo, a->da, GEMM_STORE, err);
+    return rc < 0 ? rc : product_back(g, dy, a->n_rows, a->dim, a->wo, a->da, GEMM_STORE, err);
 }
 
 static int grad_attn(struct grad *base, const struct grad_attn_args *a, struct err *err)
 {
     struct cuda_grad *g = of(base);
+    bool f32 = g->cb->base.act_dtype == DTYPE_F32;
     int n_blocks = n_blocks_of(a->n_rows);
     struct grad_attn_kernel_args k = {.q = a->q,
                                       .k = a->k,
@@ -435,8 +431,9 @@ static int grad_attn(struct grad *base, const struct grad_attn_args *a, struct e
     at = (size_t)g->n_pending * sums_stride(g);
     k.sums = g->sums + at;
     if (rc == 0)
-        rc = g->cb->base.act_dtype == DTYPE_F32 ? grad_attn_f32_launch(g->cb, &k, err)
-                                                : grad_attn_launch(g->cb, &k, err);
+        rc = f32 ? grad_attn_f32_launch(g->cb, &k, err) : grad_attn_rows_launch(g->cb, &k, err);
+    if (rc == 0 && !f32)
+        rc = grad_attn_keys_launch(g->cb, &k, err);
     if (rc == 0)
         rc = grad_cells_launch(g->cb, &k, err);
     if (rc == 0)

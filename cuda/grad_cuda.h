@@ -36,9 +36,9 @@ struct cuda_grad {
     struct grad_pending *pending; /* [n_layers] */
     int n_pending;
 
-    float *logits;    /* [logit_rows, vocab_size] */
-    void *d_logits;   /* [logit_rows, vocab_size rounded up to 8] */
-    int32_t *targets; /* [2, max_rows] rows, then tokens */
+    float *logits;               /* [logit_rows, vocab_size] */
+    void *d_logits;              /* [logit_rows, vocab_size rounded up to 8] */
+    int32_t *targets;            /* [2, max_rows] rows, then tokens */
     float *row_loss, *host_loss; /* [max_rows] */
     int logit_rows, n_losses;
     double *loss_sum; /* the caller's */
@@ -54,9 +54,15 @@ struct grad_attn_kernel_args {
     float scale;
 };
 
-/* grad_attn.cu: bf16; head_dim 32, 64, 80, 96 or 128. grad_attn_f32.cu: up to 256. */
-int grad_attn_launch(struct cuda_backend *cb, const struct grad_attn_kernel_args *a,
-                     struct err *err);
+/*
+ * grad_attn.cu: bf16; head_dim 32, 64, 80, 96 or 128. First rows, which gives lse, dot, cells and
+ * dq, then keys, which gives dk and dv.
+ */
+int grad_attn_rows_launch(struct cuda_backend *cb, const struct grad_attn_kernel_args *a,
+                          struct err *err);
+int grad_attn_keys_launch(struct cuda_backend *cb, const struct grad_attn_kernel_args *a,
+                          struct err *err);
+/* grad_attn_f32.cu: both, f32, head_dim up to 256. */
 int grad_attn_f32_launch(struct cuda_backend *cb, const struct grad_attn_kernel_args *a,
                          struct err *err);
 /* Cells to sums. */

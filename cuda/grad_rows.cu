@@ -403,9 +403,9 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     all = a.odds ? (double)sum : (double)sum + exp(own);
     inverse = (float)((double)a.scale / all);
     if (threadIdx.x == 0) /* -log p with the larger of both taken out */
-        a.loss[blockIdx.x] =
-            (float)(own > log((double)sum) ? log1p((double)sum * exp(-own))
-                                           : log((double)sum) - own + log1p(exp(own) / (double)sum));
+        a.loss[blockIdx.x] = (float)(own > log((double)sum)
+                                         ? log1p((double)sum * exp(-own))
+                                         : log((double)sum) - own + log1p(exp(own) / (double)sum));
     for (int i = threadIdx.x; i < a.ld; i += ROW_THREADS) {
         float d = 0;
 

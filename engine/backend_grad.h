@@ -5,8 +5,9 @@
  * A pass is one sequence from position 0 in one chunk, so forward ops need no pages. The caller
  * keeps every layer's input and runs the layer forward again before going back through it; weights
  * get no gradients. The residual's gradient dx is f32 and adds up in place; da, dq, dk and dv have
- * the backend's act_dtype, which is f32 on the CPU. Pointers named as in backend.h are device memory
- * of the same backend. What goes to host memory is there behind finish(), and on the CPU before.
+ * the backend's act_dtype, which is f32 on the CPU. Pointers named as in backend.h are device
+ * memory of the same backend. What goes to host memory is there behind finish(), and on the CPU
+ * before.
  */
 #ifndef BACKEND_GRAD_H
 #define BACKEND_GRAD_H
@@ -54,8 +55,8 @@ struct grad_logits_args {
 };
 
 /*
- * dx += (d ffn / d x)^T dx, where x is what went into the feed-forward part. wide is what ffn_keep()
- * left, and is changed; NULL: its product is computed once more.
+ * dx += (d ffn / d x)^T dx, where x is what went into the feed-forward part. wide is what
+ * ffn_keep() left, and is changed; NULL: its product is computed once more.
  */
 struct grad_ffn_args {
     int n_rows, dim, ffn_dim;

@@ -59,6 +59,7 @@ struct engine_info {
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
     int64_t n_pages, page_bytes;
     int page_tokens; /* of one head */
+    bool has_tokenizer; /* false with random weights only: numbers are then all there is */
     bool has_chat_template;
     const char *chat_template;                                            /* its source, or NULL */
     float default_temperature, default_top_p, default_repetition_penalty; /* by sampling_defaults */

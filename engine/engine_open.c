@@ -419,6 +419,7 @@ static void fill_info(struct engine *e, const struct config *config)
         .n_pages = e->kv.pool.n_pages,
         .page_bytes = (int64_t)kv_page_bytes(&e->env.shape),
         .page_tokens = e->env.shape.page_entries * (e->env.block ? e->env.block->block_len : 1),
+        .has_tokenizer = e->tokenizer != NULL,
         .has_chat_template = e->chat_template != NULL,
         .chat_template = e->chat_template ? chat_template_source(e->chat_template) : NULL,
         .default_temperature = by_model ? or_default(mc->default_temperature, 1.0f) : 1.0f,

@@ -2,9 +2,11 @@
  * bench_cuda - the kernels that a decode step consists of, in GB/s and percent of a streaming read.
  *
  * Each figure is the median of graph replays; weights and pages are many times the L2. Bytes are
- * what must be read: keys and values, or weights. Run with names (attn gemm prefill step) or all.
+ * what must be read: keys and values, or weights. Run with names (attn gemm prefill step grad) or
+ * all. grad is what the plan search's way back through a layer consists of, in TFLOP/s.
  */
 #include "cuda/cuda_backend.h"
+#include "cuda/grad_cuda.h"
 #include "engine/model/model.h"
 
 #include <math.h>
@@ -536,6 +538,184 @@ static void bench_step(void)
     model_close(w.model);
 }
 
+/* ---- the way back ---- */
+
+#define GRAD_ROWS  8192
+#define GRAD_DIM   4096
+#define GRAD_FFN   11008
+#define GRAD_HEADS 32
+
+/* A layer of a Llama-2-7B shape, and one of its ops. */
+struct grad_work {
+    struct grad *g;
+    struct grad_attn_kernel_args attn;
+    struct grad_ffn_args ffn;
+    struct grad_attn_out_args out;
+    struct grad_attn_in_args in;
+    enum { GRAD_ROWS_OP, GRAD_KEYS_OP, GRAD_FFN_OP, GRAD_OUT_OP, GRAD_IN_OP } op;
+};
+
+static int run_grad(void *arg, struct err *err)
+{
+    struct grad_work *w = arg;
+
+    switch (w->op) {
+    case GRAD_ROWS_OP:
+        return grad_attn_rows_launch(cb, &w->attn, err);
+    case GRAD_KEYS_OP:
+        return grad_attn_keys_launch(cb, &w->attn, err);
+    case GRAD_FFN_OP:
+        return w->g->ops->ffn(w->g, &w->ffn, err);
+    case GRAD_OUT_OP:
+        return w->g->ops->attn_out(w->g, &w->out, err);
+    case GRAD_IN_OP:
+        break;
+    }
+    return w->g->ops->attn_in(w->g, &w->in, err);
+}
+
+static void report_flops(const char *name, double flops, double seconds)
+{
+    printf("%-48s %9.3f ms %8.1f TFLOP/s\n", name, seconds * 1e3, flops / seconds * 1e-12);
+}
+
+static struct weight random_weight(int n_out, int n_in, bool is_matrix, uint32_t stream)
+{
+    struct weight w;
+    struct err err = {0};
+
+    if (cb->base.ops->weight_random(&cb->base, &w, n_out, n_in, is_matrix ? DTYPE_BF16 : DTYPE_F32,
+                                    is_matrix, 1, stream, is_matrix ? 0.02f : 0.1f,
+                                    is_matrix ? 0.0f : 1.0f, &err) < 0)
+        die("weights", &err);
+    return w;
+}
+
+/* FLOPs are those that gradients need: products that are done twice count once. */
+static void time_grad(struct grad_work *w, int n)
+{
+    double pairs = 0.5 * n * (n + 1.0) * GRAD_HEADS * 128;
+    double wide = (double)n * GRAD_DIM * GRAD_FFN, square = (double)n * GRAD_DIM * GRAD_DIM;
+    char name[96];
+    struct {
+        const char *name;
+        double flops;
+    } const ops[] = {{"grad_attn_rows", 10 * pairs},
+                     {"grad_attn_keys", 8 * pairs},
+                     {"grad ffn", 6 * wide},
+                     {"grad attn_out", 2 * square},
+                     {"grad attn_in", 6 * square}};
+
+    w->attn.n_rows = w->ffn.n_rows = w->out.n_rows = w->in.n_rows = n;
+    w->attn.n_blocks = (n + GRAD_BLOCK - 1) / GRAD_BLOCK;
+    w->attn.n_pad = w->attn.n_blocks * GRAD_BLOCK;
+    for (int op = GRAD_ROWS_OP; op <= GRAD_IN_OP; op++) {
+        w->op = op;
+        snprintf(name, sizeof(name), "%s, %d rows", ops[op].name, n);
+        report_flops(name, ops[op].flops, time_graph(run_grad, w));
+    }
+    w->ffn.wide = NULL;
+    w->op = GRAD_FFN_OP;
+    snprintf(name, sizeof(name), "grad ffn, its product once more, %d rows", n);
+    report_flops(name, 6 * wide, time_graph(run_grad, w));
+}
+
+static void bench_grad(void)
+{
+    struct cuda_backend *others = cb;
+    struct backend_params params = {.device = "cuda",
+                                    .dtype = DTYPE_BF16,
+                                    .max_rows = GRAD_ROWS,
+                                    .max_dim = 2 * GRAD_FFN,
+                                    .max_vocab = 32000,
+                                    .max_logits = 64,
+                                    .max_positions = GRAD_ROWS};
+    struct grad_params grad = {.max_rows = GRAD_ROWS,
+                               .max_dim = 2 * GRAD_FFN,
+                               .n_heads = GRAD_HEADS,
+                               .n_kv_heads = GRAD_HEADS,
+                               .head_dim = 128,
+                               .n_layers = 64,
+                               .dim = GRAD_DIM,
+                               .ffn_dim = GRAD_FFN,
+                               .vocab_size = 32000};
+    struct backend *be;
+    struct grad_work w = {0};
+    struct weight gain, wqkv, wo, w_in, w_down;
+    struct cuda_grad *g;
+    size_t x = (size_t)GRAD_ROWS * GRAD_DIM;
+    void *act[8], *wide;
+    float *dx, inv_freq[64];
+    struct err err = {0};
+
+    if (cuda_backend_open(&be, &params, &err) < 0)
+        die("backend", &err);
+    cb = (struct cuda_backend *)be;
+    if (cuda_grad_open(&w.g, be, &grad, &err) < 0)
+        die("grad", &err);
+    g = (struct cuda_grad *)w.g;
+    for (int i = 0; i < 8; i++)
+        act[i] = device_random(x, (uint32_t)i, i < 2 ? 2.0f : 1.0f);
+    wide = device_random((size_t)GRAD_ROWS * 2 * GRAD_FFN, 9, 1.0f);
+    dx = device_alloc(x * sizeof(float));
+    check(cudaMemset(dx, 0, x * sizeof(float)), "dx");
+    for (int i = 0; i < 64; i++)
+        inv_freq[i] = powf(10000.0f, -(float)i / 64);
+    gain = random_weight(GRAD_DIM, 1, false, 20);
+    wqkv = random_weight(3 * GRAD_DIM, GRAD_DIM, true, 21);
+    wo = random_weight(GRAD_DIM, GRAD_DIM, true, 22);
+    w_in = random_weight(2 * GRAD_FFN, GRAD_DIM, true, 23);
+    w_down = random_weight(GRAD_DIM, GRAD_FFN, true, 24);
+    w.attn = (struct grad_attn_kernel_args){.q = act[0],
+                                            .k = act[1],
+                                            .v = act[2],
+                                            .da = act[3],
+                                            .dq = act[4],
+                                            .dk = act[5],
+                                            .dv = act[6],
+                                            .lse = g->lse,
+                                            .dot = g->dot,
+                                            .cells = g->cells,
+                                            .sums = g->sums,
+                                            .n_heads = GRAD_HEADS,
+                                            .n_kv_heads = GRAD_HEADS,
+                                            .head_dim = 128,
+                                            .window = KV_WINDOW_ALL,
+                                            .scale = 0.0883883f};
+    w.ffn = (struct grad_ffn_args){.dim = GRAD_DIM,
+                                   .ffn_dim = GRAD_FFN,
+                                   .norm = {.gain = &gain, .eps = 1e-5f},
+                                   .act = ACT_SILU,
+                                   .gated = true,
+                                   .w_in = &w_in,
+                                   .w_down = &w_down,
+                                   .x = act[7],
+                                   .dx = dx};
+    w.out = (struct grad_attn_out_args){
+        .dim = GRAD_DIM, .n_in = GRAD_DIM, .wo = &wo, .dx = dx, .da = act[3]};
+    w.in = (struct grad_attn_in_args){.dim = GRAD_DIM,
+                                      .n_heads = GRAD_HEADS,
+                                      .n_kv_heads = GRAD_HEADS,
+                                      .head_dim = 128,
+                                      .norm = {.gain = &gain, .eps = 1e-5f},
+                                      .wqkv = &wqkv,
+                                      .rope_dim = 128,
+                                      .inv_freq = device_copy(inv_freq, sizeof(inv_freq)),
+                                      .rope_scale = 1,
+                                      .x = act[7],
+                                      .dq = act[4],
+                                      .dk = act[5],
+                                      .dv = act[6],
+                                      .dx = dx};
+    for (int n = 2048; n <= GRAD_ROWS; n *= 2) {
+        w.ffn.wide = wide;
+        time_grad(&w, n);
+    }
+    w.g->ops->close(w.g);
+    be->ops->close(be);
+    cb = others;
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -544,7 +724,8 @@ int main(int argc, char **argv)
     } all[] = {{"attn", bench_attn},
                {"gemm", bench_gemm},
                {"prefill", bench_prefill},
-               {"step", bench_step}};
+               {"step", bench_step},
+               {"grad", bench_grad}};
     struct backend_params params = {.device = "cuda",
                                     .dtype = DTYPE_BF16,
                                     .max_rows = 4096,

@@ -47,14 +47,14 @@ same_text() { # model
 for w in $what; do
     case $w in
     suites)
-        for s in cuda_mem cuda_ops cuda_attn_decode cuda_attn_prompt cuda_sample cuda_invariance cuda_model cuda_block; do
+        for s in cuda_mem cuda_ops cuda_attn_decode cuda_attn_prompt cuda_sample cuda_invariance cuda_model cuda_block cuda_grad; do
             CK_RUN_SUITE=$s
             export CK_RUN_SUITE
             run "${SUITE_LIMIT:-40}" "$s" "$dir/spand-cuda-tests"
         done
         unset CK_RUN_SUITE ;;
     bench)
-        for b in attn gemm prefill step; do
+        for b in attn gemm prefill step grad; do
             TAIL=45 run "${BENCH_LIMIT:-40}" "bench $b" "$dir/spand-cuda-bench" $b
         done ;;
     blocks)

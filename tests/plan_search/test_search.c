@@ -188,6 +188,41 @@ START_TEST(search__writes_a_plan_that_loads)
 }
 END_TEST
 
+/* Nothing but a config.json: random tokens take the place of texts, so that times can be measured.
+ */
+START_TEST(search__does_without_texts_where_weights_are_random)
+{
+    struct job j;
+    struct err err = {0};
+    struct calibration items;
+    char dir[128], path[160], *text = NULL;
+    size_t len;
+
+    job_init(&j);
+    snprintf(dir, sizeof(dir), "%s/bare", j.root);
+    ck_assert_int_eq(mkdir(dir, 0755), 0);
+    ck_assert_int_eq(file_read_text(&text, &len,
+                                    test_path("tests/fixtures/engine/tiny/config.json"), 1 << 20,
+                                    &err),
+                     0);
+    snprintf(path, sizeof(path), "%s/config.json", dir);
+    write_file(path, text, len);
+    free(text);
+    free(j.config.model);
+    j.config.model = strdup(dir);
+    j.o.source = SOURCE_BOTH;
+    j.o.input = NULL;
+    ck_assert_msg(search_run(&j.o, STAGE_ALL, "a command", &err) == 0, "%s", err.msg);
+    ck_assert(access(j.output, R_OK) == 0);
+    ck_assert_int_eq(calibration_get(&items, &j.o, &err), 0);
+    ck_assert(items.was_kept);
+    for (int i = 0; i < items.n_items; i++)
+        ck_assert_str_eq(items.items[i].source, "random");
+    calibration_release(&items);
+    job_release(&j);
+}
+END_TEST
+
 START_TEST(search__has_a_rule_for_each_query_head_on_request)
 {
     struct job j;
@@ -557,6 +592,7 @@ TEST_SUITE(search)
 
     tcase_set_timeout(tc, 600);
     tcase_add_test(tc, search__writes_a_plan_that_loads);
+    tcase_add_test(tc, search__does_without_texts_where_weights_are_random);
     tcase_add_test(tc, search__has_a_rule_for_each_query_head_on_request);
     tcase_add_test(tc, search__makes_nothing_twice);
     tcase_add_test(tc, search__focus_leaves_loss_to_tokens_that_windows_lose);

@@ -26,7 +26,7 @@ $(BIN)/spand-cuda-tests: $(CUDA_TEST_OBJ) $(CUDA_GRAD_OBJ) $(CUDA_NEED_OBJ)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(shell pkg-config --libs check 2>/dev/null) $(LDLIBS) $(CUDA_LIBS)
 
-$(BIN)/spand-cuda-bench: $(CUDA_BENCH_OBJ) $(CUDA_NEED_OBJ)
+$(BIN)/spand-cuda-bench: $(CUDA_BENCH_OBJ) $(CUDA_GRAD_OBJ) $(CUDA_NEED_OBJ)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -Wl,--as-needed $(LDLIBS) $(CUDA_LIBS)
@@ -40,7 +40,8 @@ bench-cuda: $(BIN)/spand-cuda-bench ## time the main kernels in GB/s
 # The same suites with the kernels run by a CPU (tests/cuda/emu): slow, and no GPU is needed.
 EMU := $(OBJ)/emu
 EMU_OBJ := $(patsubst cuda/%.cu,$(EMU)/%.o,$(filter-out cuda/read_bandwidth.cu cuda/%_wgmma.cu,$(CUDA_SRC))) \
-    $(patsubst cuda/%.cu,$(EMU)/%.o,$(wildcard cuda/grad_*.cu)) $(OBJ)/cuda/grad_cuda.o $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_mem.o
+    $(patsubst cuda/%.cu,$(EMU)/%.o,$(wildcard cuda/grad_*.cu)) $(OBJ)/cuda/grad_cuda.o \
+    $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_mem.o
 EMU_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -Wno-attributes -Itests/cuda/emu -I. -isystem $(CUDA_HOME)/include
 EMU_FILES := $(wildcard tests/cuda/emu/* tests/cuda/emu/cuda/* cuda/*.cuh cuda/*.h)
 

@@ -38,7 +38,8 @@ size_t cpu_grad_bytes(const struct backend *be, const struct grad_params *params
     size_t by_head = 2 * sizeof(float) * (size_t)params->n_heads * (size_t)params->head_dim *
                      (size_t)params->max_rows;
 
-    return by_head + 3 * sizeof(float) * (size_t)block_rows_of(cb, params) * (size_t)params->max_dim +
+    return by_head +
+           3 * sizeof(float) * (size_t)block_rows_of(cb, params) * (size_t)params->max_dim +
            (size_t)cpu_threads_count(cb->threads) * thread_bytes_of(params);
 }
 

@@ -7,6 +7,7 @@
 #include "engine/plan/search/calibration_prompt.h"
 
 #include "base/err.h"
+#include "base/rng.h"
 #include "base/strbuf.h"
 #include "engine/engine.h"
 #include "engine/plan/search/calibration.h"
@@ -161,6 +162,27 @@ static enum item_kind kind_of(const struct search_options *o, int idx)
     return o->source == SOURCE_SUMMARY ? ITEM_SUMMARY : ITEM_RETRIEVAL;
 }
 
+/* Without a tokenizer there are no texts: random tokens, which serve to measure times. */
+static bool make_random(struct calibration_item *out, const struct recipe *r, int length, int most,
+                        struct err *err)
+{
+    int vocab_size = engine_get_info(r->e)->vocab_size;
+
+    out->ids = most > 0 ? calloc((size_t)most, sizeof(*out->ids)) : NULL;
+    if (!out->ids) {
+        err_set(err, most > 0 ? ERR_NO_ROOM : ERR_INVALID, "no prompt can be made for %d tokens",
+                length);
+        return false;
+    }
+    for (int i = 0; i < most; i++)
+        out->ids[i] =
+            (int32_t)(rng_u64(r->seed, (uint32_t)r->idx, (uint64_t)i) % (uint64_t)vocab_size);
+    out->length = length;
+    out->n_prompt = most;
+    snprintf(out->source, sizeof(out->source), "random");
+    return true;
+}
+
 bool calibration_prompt_make(struct calibration_item *out, struct strbuf *given,
                              const struct engine *e, const struct search_options *o,
                              const struct calibration_input *in, int *next_text, int length,
@@ -176,6 +198,8 @@ bool calibration_prompt_make(struct calibration_item *out, struct strbuf *given,
                        .position = (idx * 7 % N_POSITIONS + 0.5) / N_POSITIONS};
     int32_t *ids = NULL;
 
+    if (!in && !engine_get_info(e)->has_tokenizer)
+        return make_random(out, &r, length, most, err);
     if (!in) {
         rc = fit(&r, most - 48, most, given, &ids, &n_ids, err);
         snprintf(out->source, sizeof(out->source), "%s",

@@ -43,7 +43,8 @@ struct grad_pass {
     int32_t *host_rows; /* [max_rows] */
 };
 
-/* Elements a row of the pass: da, dq, dk, dv; those of x, q, k, v and the output are the model's. */
+/* Elements a row of the pass: da, dq, dk, dv; those of x, q, k, v and the output are the model's.
+ */
 static size_t row_elems(const struct model_config *c, enum grad_keep keep)
 {
     const struct stack_config *s = &c->stack;
@@ -78,8 +79,8 @@ size_t grad_pass_bytes(const struct model_config *c, const struct backend *be, i
     size_t kept = (size_t)((c->stack.n_layers + stride - 1) / stride + stride - 1);
     size_t elems = row_elems(c, keep) + kept * (size_t)c->stack.dim;
 
-    return (size_t)n_rows * (dtype_bytes(be->act_dtype) * elems +
-                             sizeof(float) * (size_t)c->stack.dim) +
+    return (size_t)n_rows *
+               (dtype_bytes(be->act_dtype) * elems + sizeof(float) * (size_t)c->stack.dim) +
            grad_bytes(be, &grad);
 }
 
@@ -257,6 +258,8 @@ static int open_view(struct grad_pass *p, struct err *err)
     if (rc == 0)
         rc = p->be->ops->upload(p->be, p->page_table, base, sizeof(int32_t), err);
     p->kv = (struct kv_view){.pages = p->page_table,
+                             .page_bytes = 2 * KV_TILE * (size_t)c->stack.head_dim *
+                                           dtype_bytes(p->be->act_dtype),
                              .page_entries = KV_TILE,
                              .head_dim = c->stack.head_dim,
                              .n_layers = c->stack.n_layers,

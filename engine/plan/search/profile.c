@@ -297,9 +297,8 @@ static int count_items(const struct runner *r, int length)
 
 static int run_length(struct runner *r, struct profile_length *at)
 {
-    struct grad_pass_params params = {.max_rows = at->length,
-                                      .max_bytes = (size_t)r->o->profile_memory,
-                                      .keep = KEEP_WIDE};
+    struct grad_pass_params params = {
+        .max_rows = at->length, .max_bytes = (size_t)r->o->profile_memory, .keep = KEEP_WIDE};
     int n_all = count_items(r, at->length), rc;
 
     if (at->n_items >= n_all)

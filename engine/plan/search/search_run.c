@@ -69,14 +69,17 @@ static int calibrate(struct search *s, struct err *err)
 {
     int64_t t0 = clock_ns();
     int rc = calibration_get(&s->items, s->o, err);
-    int64_t n_answer = 0;
+    int64_t n_answer = 0, n_prompt = 0;
 
     if (rc < 0)
         return rc;
-    for (int i = 0; i < s->items.n_items; i++)
+    for (int i = 0; i < s->items.n_items; i++) {
         n_answer += s->items.items[i].n_answer;
-    tell(s, "calibrate  %d items, %lld answer tokens, %.1f s%s", s->items.n_items,
-         (long long)n_answer, seconds_since(t0), s->items.was_kept ? " (kept)" : "");
+        n_prompt += s->items.items[i].n_prompt;
+    }
+    tell(s, "calibrate  %d items, %lld prompt and %lld answer tokens, %.1f s%s", s->items.n_items,
+         (long long)n_prompt, (long long)n_answer, seconds_since(t0),
+         s->items.was_kept ? " (kept)" : "");
     if (s->items.n_short)
         tell(s, "           %d items were left out: the model answered nothing", s->items.n_short);
     return 0;
@@ -283,6 +286,17 @@ static int density_of(const struct search_options *o, const char *spec, double *
     return 0;
 }
 
+/* Tokens that a plan was measured on. */
+static int64_t validation_tokens(const struct search *s)
+{
+    int64_t n = 0;
+
+    for (int i = 0; i < s->items.n_items; i++)
+        if (s->items.items[i].length == s->o->validate_length)
+            n += s->items.items[i].n_prompt + s->items.items[i].n_answer;
+    return n;
+}
+
 static int validate_one(struct search *s, const char *spec, const char *label, double *loss,
                         struct err *err)
 {
@@ -299,8 +313,9 @@ static int validate_one(struct search *s, const char *spec, const char *label, d
     row->label = s->labels[s->n_rows++];
     row->loss = v.loss;
     rc = density_of(s->o, spec, &row->density, err);
-    tell(s, "           %-14s loss %.5f at density %.4f, %d items, %.1f s%s", label, v.loss,
-         row->density, v.n_items, v.seconds, v.was_kept ? " (kept)" : "");
+    tell(s, "           %-14s loss %.5f at density %.4f, %d items of %lld tokens, %.1f s%s", label,
+         v.loss, row->density, v.n_items, (long long)validation_tokens(s), v.seconds,
+         v.was_kept ? " (kept)" : "");
     return rc;
 }
 

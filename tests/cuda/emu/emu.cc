@@ -553,8 +553,7 @@ static void blas_gemm(const struct gemm_args *a, bool back, int ldx)
     }
 }
 
-template <typename T>
-static void blas_gemm_of(const struct gemm_args *a, bool back, int ldx)
+template <typename T> static void blas_gemm_of(const struct gemm_args *a, bool back, int ldx)
 {
     if (a->epilogue == GEMM_F32)
         blas_gemm<T, float>(a, back, ldx);
