@@ -17,7 +17,7 @@
 
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* what cuBLAS recommends for sm_90 */
 #define NOMINAL_ROWS    2048  /* the shape that algorithms are chosen for: a full chunk */
-#define MAX_SHAPES      64    /* a model has four; tests try more */
+#define MAX_SHAPES      128   /* a model has four, and as many back; tests try more */
 #define CANDIDATES      16    /* algorithms of a shape that are timed */
 #define TIMED_RUNS      3     /* of each, behind one that is not */
 #define CLEARLY         0.99f /* of the best time so far: timings differ by less */
