@@ -325,6 +325,26 @@ static int decode_group(struct cuda_backend *cb, const struct attn_args *p, bool
     }
 }
 
+int attn_supports(int head_dim, int page_entries, struct err *err)
+{
+    static const int dims[] = {32, 64, 80, 96, 128, 256};
+    bool built = false;
+
+    for (int dim : dims)
+        built = built || dim == head_dim;
+    if (!built)
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "CUDA: heads of %d dimensions; attention is built for 32, 64, 80, 96, 128 and "
+            "256",
+            head_dim);
+    if (page_entries < 16 || page_entries > MAX_PAGE_ENTRIES || (page_entries & (page_entries - 1)))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "CUDA: pages of %d entries; want 16 to %d, a power of 2", page_entries,
+                       MAX_PAGE_ENTRIES);
+    return 0;
+}
+
 template <typename T>
 static int decode_dim(struct cuda_backend *cb, const struct attn_args *p, bool planned_just_now,
                       struct err *err)
@@ -343,21 +363,19 @@ static int decode_dim(struct cuda_backend *cb, const struct attn_args *p, bool p
     case 256:
         return decode_group<T, 256>(cb, p, planned_just_now, err);
     }
-    return err_set(err, ERR_UNSUPPORTED, "attn: head_dim %d, built are 32, 64, 80, 96, 128 and 256",
-                   p->head_dim);
+    return attn_supports(p->head_dim, p->kv->page_entries, err);
 }
 
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *p, struct err *err)
 {
-    int pe = p->kv->page_entries, rc;
     bool planned_just_now;
+    int rc;
 
     if (p->batch->n_decode == 0)
         return 0;
-    if (pe < 16 || pe > MAX_PAGE_ENTRIES || (pe & (pe - 1)))
-        return err_set(err, ERR_UNSUPPORTED,
-                       "attn: pages of %d entries, want 16 to %d, a power of 2", pe,
-                       MAX_PAGE_ENTRIES);
+    rc = attn_supports(p->head_dim, p->kv->page_entries, err);
+    if (rc < 0)
+        return rc;
     /* An attention that is not part of a step plans for itself, and waits for it. */
     planned_just_now = !(cb->in_step && cb->plan.valid);
     rc = attn_plan_launch(cb, p->kv, p->batch, p->layer, err);

@@ -49,7 +49,7 @@ static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
             const T *k_tile = stages + s.at * 2 * TILE;
             float p[N_ROUNDS][HEADS];
             bool valid[N_ROUNDS];
-            bool plain = w.plain && key0 + TILE_KEYS <= w.n_keys;
+            tile_mask mask = tile_mask_of(w, key0, TILE_KEYS);
 
             barrier_wait(&bars->stage_full[s.at], s.parity);
 #pragma unroll
@@ -67,16 +67,21 @@ static __device__ void consume_cores(const attn_decode_args &a, const T *stages,
                 }
             }
 #pragma unroll
-            for (int mask = LANES / 2; mask > 0; mask >>= 1)
+            for (int m2 = LANES / 2; m2 > 0; m2 >>= 1)
                 for (int i = 0; i < N_ROUNDS; i++)
                     for (int h = 0; h < HEADS; h++)
-                        p[i][h] += __shfl_xor_sync(0xffffffffu, p[i][h], mask);
+                        p[i][h] += __shfl_xor_sync(0xffffffffu, p[i][h], m2);
 #pragma unroll
             for (int i = 0; i < N_ROUNDS; i++) {
                 int key = key0 + my_key + i * ROUND;
 
                 valid[i] = true;
-                if (!plain) {
+                if (mask == TILE_RING) {
+                    int age = ring_age(w, w.index0 + key - w.sink_end);
+
+                    for (int h = 0; h < HEADS; h++)
+                        p[i][h] = age < window[h] ? p[i][h] : -INFINITY;
+                } else if (mask == TILE_ANY) {
                     int pos = key < w.n_keys ? position_of(w, w.index0 + key) : -1;
 
                     valid[i] = pos >= 0;
@@ -252,7 +257,7 @@ static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
             const T *v_tile = k_tile + TILE;
             float p[2][4] = {}, p_odd[2][4] = {}, top = m, ref, shrink; /* half of the dims each */
             uint32_t pa[4];
-            bool plain = w.plain && key0 + TILE_KEYS <= w.n_keys;
+            tile_mask mask = tile_mask_of(w, key0, TILE_KEYS);
             bool valid[4] = {true, true, true, true}; /* keys 2t, 2t + 1, 2t + 8, 2t + 9 */
 
             barrier_wait(&bars->stage_full[s.at], s.parity);
@@ -276,9 +281,11 @@ static __device__ void consume_mma(const attn_decode_args &a, const T *stages,
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float score = (p[i / 2][i % 2] + p_odd[i / 2][i % 2]) * a.scale_log2;
+                int key = key0 + warp * 16 + i / 2 * 8 + 2 * t4 + i % 2;
 
-                if (!plain) {
-                    int key = key0 + warp * 16 + i / 2 * 8 + 2 * t4 + i % 2;
+                if (mask == TILE_RING) {
+                    score = ring_age(w, w.index0 + key - w.sink_end) < window ? score : -INFINITY;
+                } else if (mask == TILE_ANY) {
                     int pos = key < w.n_keys ? position_of(w, w.index0 + key) : -1;
 
                     valid[i] = pos >= 0;

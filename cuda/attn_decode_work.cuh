@@ -65,6 +65,7 @@ struct work_item {
     bool plain;                      /* every key is valid and seen by every head */
     bool has_q;                      /* the heads' queries lie in shared memory */
     int32_t window[MMA_HEADS];       /* of the part's heads */
+    int32_t least_window;
     int32_t page[MAX_PAGES];
 };
 
@@ -91,6 +92,31 @@ static __device__ __forceinline__ int position_of(const work_item &w, int index)
 static __device__ __forceinline__ bool is_seen(const work_item &w, int pos, int window)
 {
     return pos >= 0 && (pos < w.n_sink || w.newest - pos < window);
+}
+
+/* How far back the key at index r of the ring lies, where the ring is used so far. */
+static __device__ __forceinline__ int ring_age(const work_item &w, int r)
+{
+    int age = w.ring_at - r;
+
+    return age < 0 ? age + w.ring : age;
+}
+
+/* What is to be asked of each of n keys from key0 on: nothing, its age alone, or everything. */
+enum tile_mask { TILE_PLAIN, TILE_RING, TILE_ANY };
+
+static __device__ __forceinline__ tile_mask tile_mask_of(const work_item &w, int key0, int n)
+{
+    int r = w.index0 + key0 - w.sink_end;
+    bool has_oldest = r <= w.ring_at && r + n - 1 > w.ring_at; /* the ring's seam */
+
+    if (key0 + n > w.n_keys)
+        return TILE_ANY;
+    if (w.plain)
+        return TILE_PLAIN;
+    if (r < 0)
+        return TILE_ANY;
+    return (has_oldest ? w.ring - 1 : ring_age(w, r)) < w.least_window ? TILE_PLAIN : TILE_RING;
 }
 
 struct barriers {
@@ -164,7 +190,7 @@ static __device__ void plan_item(const attn_decode_args &a, pair_search search, 
     int64_t geom_at = ((int64_t)slot * a.n_layers + a.layer) * a.n_kv_heads + kv_head;
     struct kv_geom g = a.geom[geom_at];
     const int32_t *pages = a.page_table + a.head_base[geom_at] + chunk * CHUNK / a.page_entries;
-    int window = 0, index0 = chunk * CHUNK, n_keys, sink_end;
+    int window = INT32_MAX, least, index0 = chunk * CHUNK, n_keys, sink_end;
     bool plain;
 
     if (lane < n_heads)
@@ -175,9 +201,15 @@ static __device__ void plan_item(const attn_decode_args &a, pair_search search, 
     sink_end = (g.n_sink + KV_TILE - 1) / KV_TILE * KV_TILE;
     for (int i = lane; i * a.page_entries < n_keys; i += WARP_LANES)
         w->page[i] = pages[i];
-    plain = lane >= n_heads || window >= g.ring || window > newest;
-    plain = plain && (g.n_sink == sink_end || index0 >= sink_end || index0 + n_keys <= g.n_sink);
-    plain = __all_sync(0xffffffffu, plain);
+    least = window;
+    for (int m = MMA_HEADS / 2; m > 0; m >>= 1) {
+        int other = __shfl_xor_sync(0xffffffffu, least, m);
+
+        least = other < least ? other : least;
+    }
+    least = __shfl_sync(0xffffffffu, least, 0);
+    plain = (least >= g.ring || least > newest) &&
+            (g.n_sink == sink_end || index0 >= sink_end || index0 + n_keys <= g.n_sink);
     if (lane < n_heads)
         w->window[lane] = window;
     if (lane == 0) {
@@ -196,6 +228,7 @@ static __device__ void plan_item(const attn_decode_args &a, pair_search search, 
         w->index0 = index0;
         w->n_keys = n_keys;
         w->plain = plain;
+        w->least_window = least;
         w->has_q = has_q;
     }
 }

@@ -521,6 +521,7 @@ static const struct backend_ops cuda_ops = {
     .name = "cuda",
     .has_masks = true,
     .close = backend_close,
+    .supports = attn_supports,
     .alloc = cuda_mem_alloc,
     .free = cuda_mem_free,
     .upload = cuda_mem_upload,

@@ -181,6 +181,8 @@ int kv_copy_launch(struct cuda_backend *cb, const struct kv_copy_args *a, struct
 /* The work list of all layers, once a step, at least two kernels ahead of the first attention. */
 int attn_plan_launch(struct cuda_backend *cb, const struct kv_view *kv,
                      const struct step_batch *batch, int layer, struct err *err);
+/* ERR_UNSUPPORTED where attention is not built for such heads or pages. */
+int attn_supports(int head_dim, int page_entries, struct err *err);
 int attn_decode_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 int attn_prefill_launch(struct cuda_backend *cb, const struct attn_args *a, struct err *err);
 /* rows [n_rows, dim]: the step's, normed */

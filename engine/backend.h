@@ -343,6 +343,8 @@ struct backend_ops {
     const char *name; /* "cpu", "cuda" */
     bool has_masks;   /* sample honours masks; a request that needs them is refused otherwise */
     void (*close)(struct backend *be);
+    /* ERR_UNSUPPORTED when attention is not built for such heads or pages; NULL: for any. */
+    int (*supports)(int head_dim, int page_entries, struct err *err);
 
     /* Device memory, 64-byte aligned, not cleared. free accepts NULL. */
     int (*alloc)(struct backend *be, void **out, size_t bytes, struct err *err);

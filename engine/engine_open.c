@@ -133,7 +133,11 @@ static int open_backend(struct engine *e, const struct config *config, struct er
         .max_graphs = b ? engine_steps_graphs(max_logits) : 0,
     };
 
-    return backend_open(&e->be, &params, err);
+    int rc = backend_open(&e->be, &params, err);
+
+    if (rc == 0 && e->be->ops->supports)
+        rc = e->be->ops->supports(mc->stack.head_dim, config->page_entries, err);
+    return rc;
 }
 
 static void on_load(void *arg, size_t done, size_t total)
