@@ -61,7 +61,7 @@ static void fill_gauges(struct http_server *s)
     m->n_streams = m->backlog_bytes = 0;
     for (const struct exchange *ex = s->exchanges; ex; ex = ex->next) {
         m->n_streams += ex->is_stream;
-        m->backlog_bytes += ex->is_stream ? (int64_t)(ex->out.len - ex->out_at) : 0;
+        m->backlog_bytes += ex->is_stream ? exchange_unsent(ex) : 0;
     }
     m->n_tests_passed = s->bridge->self_test.n_passed;
     m->n_tests_failed = s->bridge->self_test.n_failed;

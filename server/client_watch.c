@@ -21,6 +21,7 @@ struct client_watch {
     enum client_fin fin;
     bool has_probed;
     void (*gone)(void *arg);
+    void (*writable)(void *arg); /* NULL: nobody waits for room */
     void *arg;
 };
 
@@ -58,6 +59,18 @@ static void on_timer(uv_timer_t *timer)
     }
 }
 
+static void on_poll(uv_poll_t *poll, int status, int events);
+
+/* May free the watch. */
+static void tell_room(struct client_watch *w)
+{
+    void (*writable)(void *arg) = w->writable;
+
+    w->writable = NULL;
+    uv_poll_start(&w->poll, UV_DISCONNECT, on_poll);
+    writable(w->arg);
+}
+
 static void on_poll(uv_poll_t *poll, int status, int events)
 {
     struct client_watch *w = poll->data;
@@ -72,6 +85,8 @@ static void on_poll(uv_poll_t *poll, int status, int events)
             uv_timer_start(&w->timer, on_timer,
                            w->fin == CLIENT_FIN_PROBE ? PROBE_AFTER_MS : CHECK_EVERY_MS,
                            CHECK_EVERY_MS);
+    } else if (w->writable) {
+        tell_room(w);
     }
 }
 
@@ -107,11 +122,17 @@ struct client_watch *client_watch_new(uv_loop_t *uv, int fd, enum client_fin fin
     return w;
 }
 
+void client_watch_room(struct client_watch *w, void (*writable)(void *arg))
+{
+    w->writable = writable;
+    uv_poll_start(&w->poll, UV_DISCONNECT | UV_WRITABLE, on_poll);
+}
+
 void client_watch_free(struct client_watch *w)
 {
     if (!w)
         return;
-    w->gone = NULL;
+    w->gone = w->writable = NULL;
     uv_close((uv_handle_t *)&w->poll, on_close);
     uv_close((uv_handle_t *)&w->timer, on_close);
     close(w->fd); /* allowed at once after uv_close() */

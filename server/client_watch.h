@@ -28,7 +28,10 @@ enum client_fin {
 struct client_watch *client_watch_new(uv_loop_t *uv, int fd, enum client_fin fin,
                                       void (*gone)(void *arg), void *arg);
 
-/* Accepts NULL. gone() is not called any more. */
+/* Calls writable(arg) once, from the loop, when the socket takes bytes again. */
+void client_watch_room(struct client_watch *w, void (*writable)(void *arg));
+
+/* Accepts NULL. Neither function is called any more. */
 void client_watch_free(struct client_watch *w);
 
 #endif

@@ -40,7 +40,9 @@ static void on_async(uv_async_t *async)
 
     if (!b->engine)
         return; /* a step before the server was ready */
+    exchange_begin_batch(b->server);
     engine_poll(b->engine, on_event, b);
+    exchange_end_batch(b->server);
     if (b->server->metrics.n_parked > 0)
         unpark_all(b);
     http_loop_run(&b->server->loop);

@@ -62,6 +62,7 @@ struct exchange *exchange_new(struct http_server *server, struct http_client *cl
     snprintf(ex->method, sizeof(ex->method), "%s", method);
     strbuf_init(&ex->body);
     strbuf_init(&ex->out);
+    strbuf_init(&ex->rest);
     http_head_init(&ex->head);
     ex->next = server->exchanges;
     if (ex->next)
@@ -103,6 +104,7 @@ void exchange_free(struct exchange *ex)
     struct http_server *s = ex->server;
 
     CHECK(ex->magic == EXCHANGE_MAGIC);
+    CHECK(!ex->is_dirty);
     client_watch_free(ex->watch);
     if (ex->generation && !ex->has_left)
         s->metrics.n_clients_left++;
@@ -125,6 +127,7 @@ void exchange_free(struct exchange *ex)
     s->metrics.n_exchanges--;
     strbuf_release(&ex->body);
     strbuf_release(&ex->out);
+    strbuf_release(&ex->rest);
     free(ex->target);
     ex->magic = 0;
     free(ex);
@@ -132,18 +135,31 @@ void exchange_free(struct exchange *ex)
 
 /* Answers, from now on */
 
-static void wake(struct exchange *ex)
+static void unwatch(struct exchange *ex)
 {
+    client_watch_free(ex->watch);
+    ex->watch = NULL;
+}
+
+void exchange_wake(struct exchange *ex)
+{
+    if (ex->has_ended)
+        unwatch(ex); /* its probe must not fall into the answer */
     if (!ex->is_suspended)
         return;
     ex->is_suspended = false;
     MHD_resume_connection(ex->conn);
 }
 
-static void unwatch(struct exchange *ex)
+void exchange_leave(struct exchange *ex)
 {
-    client_watch_free(ex->watch);
-    ex->watch = NULL;
+    if (ex->has_left)
+        return;
+    ex->has_left = true;
+    ex->server->metrics.n_clients_left++;
+    if (ex->generation)
+        generation_abandon(ex->generation);
+    exchange_wake(ex);
 }
 
 void exchange_reply(struct exchange *ex, int status, const char *content_type, struct strbuf *body)
@@ -162,8 +178,7 @@ void exchange_reply(struct exchange *ex, int status, const char *content_type, s
     ex->content_type = content_type;
     ex->state = EXCHANGE_ANSWERED;
     ex->has_ended = true;
-    unwatch(ex); /* its probe must not fall into the answer */
-    wake(ex);
+    exchange_wake(ex);
 }
 
 void exchange_reply_json(struct exchange *ex, int status, struct strbuf *body)
@@ -182,11 +197,17 @@ void exchange_reply_error(struct exchange *ex, const struct api_error *e)
 
 struct strbuf *exchange_stream(struct exchange *ex)
 {
+    static const char gap[EXCHANGE_GAP];
+
     if (ex->state <= EXCHANGE_WAITING) {
         ex->state = EXCHANGE_ANSWERED;
         ex->status = 200;
         ex->is_stream = true;
         ex->content_type = "text/event-stream";
+    }
+    if (ex->out.len == 0) {
+        strbuf_add(&ex->out, gap, EXCHANGE_GAP);
+        ex->out_at = ex->out.len;
     }
     return &ex->out;
 }
@@ -194,13 +215,12 @@ struct strbuf *exchange_stream(struct exchange *ex)
 void exchange_stream_flush(struct exchange *ex)
 {
     ex->last_out_ns = clock_ns();
-    wake(ex);
+    exchange_flush(ex);
 }
 
 void exchange_stream_end(struct exchange *ex)
 {
     ex->has_ended = true;
-    unwatch(ex);
     exchange_stream_flush(ex);
 }
 
@@ -351,12 +371,8 @@ static void on_client_gone(void *arg)
     struct exchange *ex = arg;
 
     CHECK(ex->magic == EXCHANGE_MAGIC);
-    if (ex->has_left || !ex->generation)
-        return;
-    ex->has_left = true;
-    ex->server->metrics.n_clients_left++;
-    generation_abandon(ex->generation);
-    wake(ex);
+    if (ex->generation || ex->rest.len > ex->rest_at)
+        exchange_leave(ex);
 }
 
 void exchange_watch(struct exchange *ex, bool for_stream)
@@ -398,7 +414,7 @@ void exchange_sweep(struct exchange *ex, int64_t now_ns)
     }
     expire(ex, now_ns);
 
-    if (ex->is_stream && ex->out.len - ex->out_at > UNSENT_MAX_BYTES) {
+    if (ex->is_stream && exchange_unsent(ex) > UNSENT_MAX_BYTES) {
         log_warn("%s: the client reads too slowly, its stream is cut", ex->id);
         on_client_gone(ex);
     }
@@ -406,7 +422,7 @@ void exchange_sweep(struct exchange *ex, int64_t now_ns)
         return;
     if (ex->state == EXCHANGE_WAITING && !generation_streams(ex->generation))
         return;
-    if (ex->out.len > 0)
+    if (exchange_unsent(ex) > 0)
         return; /* it is the client that is silent */
     sse_ping(exchange_stream(ex));
     exchange_stream_flush(ex);

@@ -24,6 +24,8 @@ struct http_server;
 struct request_trace;
 
 #define EXCHANGE_MAGIC 0x45584348u
+#define EXCHANGE_GAP   10   /* bytes in front of a stream's events, for the length of their chunk */
+#define EXCHANGE_BATCH 1024 /* streams whose events are handed to the kernel together */
 
 enum exchange_state {
     EXCHANGE_READING,  /* the body is coming in */
@@ -39,6 +41,7 @@ struct request_line {
 struct exchange {
     unsigned magic;
     struct exchange *prev, *next;
+    struct exchange *next_dirty; /* in the server's list of streams with news */
     struct http_server *server;
     struct http_client *client;
     struct MHD_Connection *conn;
@@ -49,11 +52,13 @@ struct exchange {
     struct http_head head;
     enum exchange_state state;
     bool is_suspended, is_stream, has_ended, has_left, is_http_1_0;
-    bool counts_for_key, has_settled;
+    bool counts_for_key, has_settled, is_dirty;
     struct api_key *key;   /* it came with; NULL where none are wanted */
     struct strbuf body;    /* of the request */
     struct strbuf out;     /* the answer, or the part of a stream that is not sent */
-    size_t out_at;         /* sent bytes of out */
+    size_t out_at;         /* bytes of out that are sent, or that are a stream's gap */
+    struct strbuf rest;    /* a chunk of a stream, whose beginning is sent beside the library */
+    size_t rest_at;        /* sent bytes of rest */
     int64_t n_out, n_sent; /* bytes of the answer so far; those that left for the kernel */
     int64_t mark, mark_ns; /* n_out at some time, which n_sent must reach before its deadline */
     int64_t mark_bytes;    /* that were unsent then */
@@ -95,6 +100,23 @@ void exchange_watch(struct exchange *ex, bool for_stream);
 
 /* exchange_send.c: hands the answer to the library. */
 enum MHD_Result exchange_send(struct exchange *ex);
+
+/* The library looks at a suspended exchange again, in its next run. */
+void exchange_wake(struct exchange *ex);
+
+/* The client cannot be told anything any more: cancels what works for it. */
+void exchange_leave(struct exchange *ex);
+
+/*
+ * exchange_direct.c: what a stream has to say goes out, by the library or beside it: at once, or
+ * between begin and end of a batch with all others at its end. No exchange ends within a batch.
+ */
+void exchange_flush(struct exchange *ex);
+void exchange_begin_batch(struct http_server *s);
+void exchange_end_batch(struct http_server *s);
+
+/* Bytes of the answer that wait for the client. */
+int64_t exchange_unsent(const struct exchange *ex);
 
 /* Has the client taken too long to accept what was ready for it? To be asked regularly. */
 bool exchange_is_late(struct exchange *ex, int64_t now_ns);

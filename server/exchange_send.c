@@ -30,7 +30,8 @@ static ssize_t read_answer(void *cls, uint64_t pos, char *buf, size_t max)
     struct exchange *ex = cls;
     size_t n = ex->out.len - ex->out_at;
 
-    ex->n_sent = (int64_t)pos; /* it asks for more when all of the last block has left */
+    (void)pos;
+    ex->n_sent = ex->n_out; /* it asks for more when all of the last block has left */
     CHECK(ex->magic == EXCHANGE_MAGIC);
     if (ex->has_left || ex->out.failed)
         return MHD_CONTENT_READER_END_WITH_ERROR;
@@ -50,8 +51,8 @@ static ssize_t read_answer(void *cls, uint64_t pos, char *buf, size_t max)
         strbuf_reset(&ex->out);
         ex->out_at = 0;
     } else if (ex->out_at > SENT_KEEP_BYTES && ex->out_at > ex->out.len / 2) {
-        strbuf_drop(&ex->out, ex->out_at);
-        ex->out_at = 0;
+        strbuf_drop(&ex->out, ex->out_at - EXCHANGE_GAP);
+        ex->out_at = EXCHANGE_GAP;
     }
     return (ssize_t)n;
 }
@@ -119,9 +120,10 @@ bool exchange_is_late(struct exchange *ex, int64_t now_ns)
 {
     const struct config *config = ex->server->config;
     int64_t ready = ex->n_out + (int64_t)(ex->out.len - ex->out_at);
+    bool is_idle = ex->is_suspended && exchange_unsent(ex) == 0;
     int64_t most_ms;
 
-    if (ex->state != EXCHANGE_SENDING || ex->is_suspended) {
+    if (ex->state != EXCHANGE_SENDING || is_idle) {
         ex->mark_ns = 0; /* nothing to send */
         return false;
     }
