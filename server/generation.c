@@ -370,6 +370,51 @@ static void note_end(struct generation *g, struct choice *c, const struct engine
                       ev->error ? ev->error : "The generation failed.");
 }
 
+static void stream_piece(struct choice *c, const struct engine_event *ev)
+{
+    struct exchange *ex = c->generation->exchange;
+
+    generation_add_event(c, ev);
+    if (!generation_has_chunk(c))
+        return;
+    generation_write_chunks(c, exchange_stream(ex));
+    exchange_stream_flush(ex);
+}
+
+/*
+ * Each token is an SSE event of its own, so that what a client sees does not depend on how many had
+ * come when the loop got to look. Those that wait leave in one send.
+ */
+static void stream_event(struct choice *c, const struct engine_event *ev)
+{
+    struct openai_usage *usage = &c->generation->usage;
+    int64_t n_completion = usage->completion_tokens;
+    int n = ev->n_tokens > 1 ? ev->n_tokens : 1;
+    size_t from = 0;
+
+    for (int i = 0; i < n; i++) {
+        bool is_last = i + 1 == n;
+        size_t to = is_last ? ev->text_len : (size_t)ev->tokens[i + 1].text_at;
+        struct engine_event piece = *ev;
+
+        CHECK(from <= to);
+        piece.text += from;
+        piece.text_len = to - from;
+        piece.tokens += i;
+        piece.n_tokens = ev->n_tokens > 1 ? 1 : ev->n_tokens;
+        if (i > 0)
+            piece.prompt_tokens = NULL;
+        if (!is_last) {
+            piece.finish = FINISH_NONE;
+            piece.stop_token = -1;
+            piece.stop_string = NULL;
+        }
+        usage->completion_tokens = n_completion - (n - 1 - i);
+        stream_piece(c, &piece);
+        from = to;
+    }
+}
+
 void generation_take_event(const struct engine_event *ev)
 {
     struct choice *c = ev->user;
@@ -394,11 +439,10 @@ void generation_take_event(const struct engine_event *ev)
     if (g->error.status && g->exchange) {
         fail(g);
     } else if (g->exchange) {
-        generation_add_event(c, ev);
-        if (g->params.stream && generation_has_chunk(c)) {
-            generation_write_chunks(c, exchange_stream(g->exchange));
-            exchange_stream_flush(g->exchange);
-        }
+        if (g->params.stream)
+            stream_event(c, ev);
+        else
+            generation_add_event(c, ev);
         if (g->n_done == g->n_choices)
             finish(g);
         else if (c->is_done && g->n_submitted < g->n_choices)

@@ -3,125 +3,163 @@
  * x.
  *
  * Linked in place of engine/ it gives the server alone, for what is only about the server: how many
- * events a second its loop sends, what a thousand streams cost, and bytes from a fuzzer. One thread
- * gives each request its next token as soon as the last one was collected, so the server is always
- * the slower side. With NULL_PACE_MS=N in the environment tokens come every N ms instead, and each
- * is the time of its making in ns, so that a client on the same machine can tell how long it took.
- * All requests get theirs at the same moment, as from a step; with NULL_SPREAD=1 each at its own.
+ * events a second its loop sends, what a thousand streams cost, and bytes from a fuzzer. Tokens reach
+ * the server through the real outbox. One thread gives each request its next token as soon as the
+ * last one was collected, so the server is always the slower side; with NULL_AHEAD=N in the
+ * environment as soon as fewer than N wait. With NULL_PACE_US=N tokens come every N us instead,
+ * collected or not, and each is the time of its making in ns, so that a client on the same machine
+ * can tell how long it took. All requests get theirs at the same moment, as from a step; with
+ * NULL_SPREAD=1 each at its own.
  */
 #include "engine/engine.h"
 
 #include "base/clock.h"
 #include "base/strbuf.h"
 #include "config/config.h"
+#include "engine/outbox.h"
 
+#include <errno.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <time.h>
 
-#define TICK_US     1000 /* of NULL_SPREAD */
+#define TICK_NS     1000000 /* of NULL_SPREAD */
 #define VOCAB_SIZE  256
 #define MAX_SEQ_LEN 65536
+#define MAX_AHEAD   64
 
 struct null_request {
     struct null_request *prev, *next; /* of the live ones */
     uint64_t id;
-    void *user;
-    int n_prompt, max_tokens, n_done;
-    bool is_ready, is_canceled, is_over; /* an event waits; its last event was collected */
+    int n_prompt, max_tokens, n_done, n_collected;
+    bool is_canceled;
     enum finish_reason finish;
-    struct engine_token token;
-    char text[24];
-    int64_t submit_ns, first_ns, last_ns, due_ns;
+    struct outbox_record out;
+    int64_t submit_ns, first_ns, due_ns;
 };
 
 struct engine {
     struct engine_hooks hooks;
     struct engine_info info;
     pthread_t thread;
+    struct outbox outbox;
     pthread_mutex_t mu; /* guards all below */
-    pthread_cond_t work, news;
+    pthread_cond_t work;
     struct null_request *live;
-    int n_live, n_ready;
+    int n_live;
     uint64_t last_id;
-    int pace_ms; /* 0: as fast as they are collected */
-    bool spread;
-    bool closing;
+    int64_t pace_ns; /* 0: as fast as they are collected */
+    int n_ahead;
+    bool spread, closing;
     struct engine_stats stats;
 };
 
-static void advance(struct engine *e, struct null_request *r)
+/* The tokens that a request is due; 0: none. */
+static int n_due(const struct engine *e, struct null_request *r, int64_t now_ns)
 {
-    r->is_ready = true;
-    e->n_ready++;
-    if (r->is_canceled) {
-        r->finish = FINISH_CANCELED;
-        return;
-    }
-    r->last_ns = clock_ns();
-    if (!r->first_ns)
-        r->first_ns = r->last_ns;
-    r->n_done++;
-    if (e->pace_ms)
-        snprintf(r->text, sizeof(r->text), "%lld ", (long long)r->last_ns);
-    r->token = (struct engine_token){.id = 'x', .text_len = (int)strlen(r->text)};
-    if (r->n_done >= r->max_tokens)
-        r->finish = FINISH_LENGTH;
-    e->stats.generation_tokens++;
+    int n = e->pace_ns ? 1 : e->n_ahead - (r->n_done - r->n_collected);
+
+    if (e->spread && now_ns < r->due_ns)
+        return 0;
+    r->due_ns += e->pace_ns;
+    return n < r->max_tokens - r->n_done ? n : r->max_tokens - r->n_done;
 }
 
-/* With a pace of its own each request's moments lie elsewhere in the interval. */
-static bool is_due(const struct engine *e, struct null_request *r, int64_t now_ns)
+static void advance(struct engine *e, struct null_request *r, int n, int64_t now_ns)
 {
-    int64_t pace_ns = e->pace_ms * INT64_C(1000000);
+    struct engine_token tokens[MAX_AHEAD];
+    char text[MAX_AHEAD + 24];
+    struct outbox_news news = {.text = text, .tokens = tokens, .stop_token = -1};
 
-    if (!e->spread || r->is_canceled)
-        return true;
-    if (now_ns < r->due_ns)
-        return false;
-    r->due_ns += pace_ns;
-    return true;
+    for (int i = 0; i < n; i++) {
+        int len = e->pace_ns ? snprintf(text, sizeof(text), "%lld ", (long long)now_ns) : 1;
+
+        if (!e->pace_ns)
+            text[i] = 'x';
+        tokens[i] =
+            (struct engine_token){.id = 'x', .text_at = (int)news.text_len, .text_len = len};
+        news.text_len += (size_t)len;
+    }
+    if (n > 0 && !r->first_ns)
+        r->first_ns = now_ns;
+    r->n_done += n;
+    if (r->is_canceled)
+        r->finish = FINISH_CANCELED;
+    else if (r->n_done >= r->max_tokens)
+        r->finish = FINISH_LENGTH;
+    news.n_tokens = n;
+    news.n_completion_tokens = r->n_done;
+    news.finish = r->finish;
+    news.start_ns = r->submit_ns;
+    news.first_token_ns = r->first_ns;
+    news.last_token_ns = n > 0 ? now_ns : 0;
+    e->stats.generation_tokens += n;
+    outbox_add(&e->outbox, &r->out, &news);
+}
+
+/* One step: every request that is due. Returns how many were. */
+static int step(struct engine *e)
+{
+    int64_t now_ns = clock_ns();
+    int n_requests = 0;
+
+    for (struct null_request *r = e->live; r; r = r->next) {
+        int n = r->finish || r->is_canceled ? 0 : n_due(e, r, now_ns);
+
+        if (r->finish || (n == 0 && !r->is_canceled))
+            continue;
+        advance(e, r, n, now_ns);
+        n_requests++;
+    }
+    if (n_requests == 0)
+        return 0;
+    e->stats.n_steps++;
+    e->stats.last_step_ns = clock_ns();
+    outbox_signal(&e->outbox);
+    if (e->hooks.wake)
+        e->hooks.wake(e->hooks.arg);
+    return n_requests;
+}
+
+static void sleep_until(int64_t ns)
+{
+    struct timespec until = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        ;
 }
 
 static void *run(void *arg)
 {
     struct engine *e = arg;
+    int64_t next_ns = clock_ns();
 
     pthread_setname_np(pthread_self(), "null-engine");
     pthread_mutex_lock(&e->mu);
     while (!e->closing) {
-        int64_t now_ns = clock_ns();
-        int n = 0;
+        bool is_idle = step(e) == 0;
 
-        for (struct null_request *r = e->live; r; r = r->next) {
-            if (r->is_ready || r->finish != FINISH_NONE || !is_due(e, r, now_ns))
-                continue;
-            advance(e, r);
-            n++;
-        }
-        if (n == 0 && !(e->spread && e->n_live > 0)) {
-            pthread_cond_wait(&e->work, &e->mu);
+        if (!e->pace_ns || e->n_live == 0) {
+            if (is_idle) /* until somebody submits or collects */
+                pthread_cond_wait(&e->work, &e->mu);
+            next_ns = clock_ns();
             continue;
         }
-        if (n > 0) {
-            e->stats.n_steps++;
-            e->stats.last_step_ns = clock_ns();
-            pthread_cond_broadcast(&e->news);
-            if (e->hooks.wake)
-                e->hooks.wake(e->hooks.arg);
-        }
-        if (e->pace_ms) {
-            pthread_mutex_unlock(&e->mu);
-            usleep(e->spread ? TICK_US : (useconds_t)e->pace_ms * 1000);
-            pthread_mutex_lock(&e->mu);
-        } else {
-            pthread_cond_wait(&e->work, &e->mu); /* until somebody collected */
-        }
+        pthread_mutex_unlock(&e->mu);
+        next_ns += e->spread ? TICK_NS : e->pace_ns;
+        sleep_until(next_ns);
+        pthread_mutex_lock(&e->mu);
     }
     pthread_mutex_unlock(&e->mu);
     return NULL;
+}
+
+static int64_t env_int(const char *name, int64_t otherwise)
+{
+    return getenv(name) ? strtoll(getenv(name), NULL, 10) : otherwise;
 }
 
 int engine_open(struct engine **out, const struct config *config, const struct engine_hooks *hooks,
@@ -155,13 +193,15 @@ int engine_open(struct engine **out, const struct config *config, const struct e
                                    .default_temperature = 1,
                                    .default_top_p = 1,
                                    .default_repetition_penalty = 1};
-    e->pace_ms = getenv("NULL_PACE_MS") ? atoi(getenv("NULL_PACE_MS")) : 0;
-    e->spread = e->pace_ms > 0 && getenv("NULL_SPREAD");
+    e->pace_ns = env_int("NULL_PACE_US", 0) * 1000;
+    e->spread = e->pace_ns > 0 && getenv("NULL_SPREAD");
+    e->n_ahead = (int)env_int("NULL_AHEAD", 1);
+    e->n_ahead = e->n_ahead < 1 ? 1 : e->n_ahead > MAX_AHEAD ? MAX_AHEAD : e->n_ahead;
     e->stats.healthy = true;
     e->stats.pages_total = 1;
     pthread_mutex_init(&e->mu, NULL);
     pthread_cond_init(&e->work, NULL);
-    pthread_cond_init(&e->news, NULL);
+    outbox_init(&e->outbox);
     if (pthread_create(&e->thread, NULL, run, e) != 0) {
         free(e);
         return err_set(err, ERR_IO, "null engine: no thread");
@@ -183,9 +223,10 @@ void engine_close(struct engine *e)
         struct null_request *r = e->live;
 
         e->live = r->next;
+        outbox_record_release(&r->out);
         free(r);
     }
-    pthread_cond_destroy(&e->news);
+    outbox_release(&e->outbox);
     pthread_cond_destroy(&e->work);
     pthread_mutex_destroy(&e->mu);
     free(e);
@@ -210,19 +251,24 @@ void sampling_params_init(struct sampling_params *p)
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *id, struct err *err)
 {
     struct null_request *r = calloc(1, sizeof(*r));
+    int rc;
 
     if (!r)
         return err_set(err, ERR_NO_ROOM, "null engine: out of memory");
-    r->user = req->user;
-    r->text[0] = 'x';
     r->n_prompt = req->n_prompt;
     r->max_tokens = req->sampling.max_tokens > 0 ? req->sampling.max_tokens : 1;
-    r->submit_ns = clock_ns();
-    r->due_ns = r->submit_ns;
+    r->due_ns = r->submit_ns = clock_ns();
     pthread_mutex_lock(&e->mu);
     *id = r->id = ++e->last_id;
+    rc = outbox_record_init(&r->out, r->id, req->user, r->n_prompt, r->max_tokens, NULL, err);
+    if (rc < 0) {
+        pthread_mutex_unlock(&e->mu);
+        free(r);
+        return rc;
+    }
+    r->out.head.submit_ns = r->submit_ns;
     if (e->spread)
-        r->due_ns += (int64_t)(r->id * 7919 % (uint64_t)e->pace_ms) * 1000000;
+        r->due_ns += (int64_t)(r->id * 7919 * TICK_NS % (uint64_t)e->pace_ns);
     r->next = e->live;
     if (r->next)
         r->next->prev = r;
@@ -246,14 +292,19 @@ void engine_cancel(struct engine *e, uint64_t id)
     pthread_mutex_unlock(&e->mu);
 }
 
-static void remove_over(struct engine *e)
+static struct null_request *request_of(struct outbox_record *record)
 {
-    struct null_request *next;
+    return (struct null_request *)((char *)record - offsetof(struct null_request, out));
+}
 
-    for (struct null_request *r = e->live; r; r = next) {
-        next = r->next;
-        if (!r->is_over)
-            continue;
+/* The event was handled; its last one ends the request. */
+static void collected(struct engine *e, struct null_request *r, const struct engine_event *ev)
+{
+    outbox_taken(&e->outbox, &r->out);
+    pthread_mutex_lock(&e->mu);
+    r->n_collected += ev->n_tokens;
+    if (ev->finish != FINISH_NONE) {
+        e->stats.n_finished[ev->finish]++;
         if (r->prev)
             r->prev->next = r->next;
         else
@@ -261,55 +312,28 @@ static void remove_over(struct engine *e)
         if (r->next)
             r->next->prev = r->prev;
         e->n_live--;
+    }
+    pthread_mutex_unlock(&e->mu);
+    if (ev->finish != FINISH_NONE) {
+        outbox_record_release(&r->out);
         free(r);
     }
 }
 
 int engine_poll(struct engine *e, engine_event_fn *fn, void *arg)
 {
-    struct null_request *first;
-    int n = 0;
+    struct outbox_record *record;
+    struct engine_event ev;
+    int n = outbox_n_listed(&e->outbox); /* not those that come meanwhile */
 
-    pthread_mutex_lock(&e->mu);
-    first = e->n_ready > 0 ? e->live : NULL;
-    pthread_mutex_unlock(&e->mu);
-    /* Only this thread adds and removes, and the engine's leaves ready ones alone. */
-    for (struct null_request *r = first; r; r = r->next) {
-        struct engine_event ev;
-        bool ready;
-
-        pthread_mutex_lock(&e->mu);
-        ready = r->is_ready;
-        pthread_mutex_unlock(&e->mu);
-        if (!ready)
-            continue;
-        ev = (struct engine_event){.id = r->id,
-                                   .user = r->user,
-                                   .text = r->text,
-                                   .text_len = r->finish == FINISH_CANCELED ? 0 : strlen(r->text),
-                                   .tokens = &r->token,
-                                   .n_tokens = r->finish == FINISH_CANCELED ? 0 : 1,
-                                   .n_prompt_tokens = r->n_prompt,
-                                   .n_completion_tokens = r->n_done,
-                                   .finish = r->finish,
-                                   .stop_token = -1,
-                                   .submit_ns = r->submit_ns,
-                                   .start_ns = r->submit_ns,
-                                   .first_token_ns = r->first_ns,
-                                   .last_token_ns = r->last_ns};
+    for (int i = 0; i < n; i++) {
+        record = outbox_take(&e->outbox, &ev);
+        if (!record)
+            return i;
         fn(arg, &ev);
-        n++;
-        pthread_mutex_lock(&e->mu);
-        r->is_ready = false;
-        e->n_ready--;
-        if (r->finish != FINISH_NONE) {
-            r->is_over = true;
-            e->stats.n_finished[r->finish]++;
-        }
-        pthread_mutex_unlock(&e->mu);
+        collected(e, request_of(record), &ev);
     }
     pthread_mutex_lock(&e->mu);
-    remove_over(e);
     pthread_cond_signal(&e->work);
     pthread_mutex_unlock(&e->mu);
     return n;
@@ -317,19 +341,7 @@ int engine_poll(struct engine *e, engine_event_fn *fn, void *arg)
 
 bool engine_wait(struct engine *e, int64_t timeout_ns)
 {
-    struct timespec until;
-    bool ready;
-
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += timeout_ns % 1000000000;
-    until.tv_sec += timeout_ns / 1000000000 + until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    pthread_mutex_lock(&e->mu);
-    if (e->n_ready == 0)
-        pthread_cond_timedwait(&e->news, &e->mu, &until);
-    ready = e->n_ready > 0;
-    pthread_mutex_unlock(&e->mu);
-    return ready;
+    return outbox_wait(&e->outbox, timeout_ns);
 }
 
 int engine_tokenize(const struct engine *e, const char *text, size_t len, bool add_special,

@@ -52,7 +52,7 @@ def request(max_tokens, model="null"):
 
 
 def run(null, n, max_tokens, seconds=None, on_chunk=None):
-    """n streams at once, to their end or for some seconds. Returns how many ended with [DONE]."""
+    """n streams at once, each once to its end or again and again for some seconds. Returns how many ended."""
     poll = select.epoll()
     tails, sockets = {}, {}
     for _ in range(n):
@@ -72,7 +72,10 @@ def run(null, n, max_tokens, seconds=None, on_chunk=None):
             if on_chunk:
                 on_chunk(chunk)
             tails[fd] = (tails[fd] + chunk)[-32:]
-            if not chunk or b"[DONE]" in tails[fd]:
+            if chunk and tails[fd].endswith(b"\r\n0\r\n\r\n") and seconds:
+                tails[fd] = b""  # its next answer on the same connection
+                sockets[fd].sendall(request(max_tokens))
+            elif not chunk or tails[fd].endswith(b"\r\n0\r\n\r\n"):
                 done += b"[DONE]" in tails[fd]
                 poll.unregister(fd)
                 sockets.pop(fd).close()

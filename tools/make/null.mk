@@ -2,7 +2,7 @@
 
 NULL_SERVER_SRC := $(filter-out server/cli.c server/cli_%.c server/main.c,$(wildcard server/*.c))
 NULL_OBJ := $(BASE_SRC:%.c=$(OBJ)/%.o) $(CONFIG_SRC:%.c=$(OBJ)/%.o) $(NULL_SERVER_SRC:%.c=$(OBJ)/%.o) \
-    $(OBJ)/tests/null/null_engine.o $(OBJ)/tests/null/null_main.o
+    $(OBJ)/engine/outbox.o $(OBJ)/tests/null/null_engine.o $(OBJ)/tests/null/null_main.o
 
 $(BIN)/spand-null: $(NULL_OBJ)
 	$(call say,LINK,$@)
@@ -14,7 +14,7 @@ $(BIN)/bare-send: tests/null/bare_send.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -o $@ $<
 
-FUZZ_SRC_http = $(CONFIG_SRC) $(NULL_SERVER_SRC) tests/null/null_engine.c
+FUZZ_SRC_http = $(CONFIG_SRC) $(NULL_SERVER_SRC) engine/outbox.c tests/null/null_engine.c
 
 BENCH_SECONDS ?= 5
 SOAK_SECONDS ?= 3600
