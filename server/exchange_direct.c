@@ -111,9 +111,8 @@ static void on_room(void *arg)
 {
     struct exchange *ex = arg;
     struct http_server *s = ex->server;
-    struct send_job job = {.fd = ex->client->fd,
-                           .buf = ex->rest.buf + ex->rest_at,
-                           .len = ex->rest.len - ex->rest_at};
+    struct send_job job = {
+        .fd = ex->client->fd, .buf = ex->rest.buf + ex->rest_at, .len = ex->rest.len - ex->rest_at};
 
     CHECK(ex->magic == EXCHANGE_MAGIC);
     send_pool_run(NULL, &job, 1);

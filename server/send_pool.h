@@ -2,9 +2,9 @@
  * send_pool - many small sends at once, shared among threads.
  *
  * A decode step of a large batch has one event for each stream, and the kernel takes as long for a
- * send as everything before it: the last stream would wait for all others. The loop thread hands the
- * whole step over, takes part, and goes on when all is sent. The threads see descriptors and bytes,
- * never an exchange, and are asleep otherwise.
+ * send as everything before it: the last stream would wait for all others. The loop thread hands
+ * the whole step over, takes part, and goes on when all is sent. The threads see descriptors and
+ * bytes, never an exchange, and are asleep otherwise.
  */
 #ifndef SEND_POOL_H
 #define SEND_POOL_H

@@ -1,15 +1,21 @@
 """What the HTTP side costs without a model: bench_frontend.py build/spand-null [SECONDS].
 
-Everything is counted against processor time, user and system, of the thread or process that serves,
-which a busy machine distorts least. Three servers send the same events to the same reader:
+Events are counted against processor time, user and system, of the thread or process that serves, which a
+busy machine distorts least. Three servers send the same events to the same reader:
 
-    spand    the loop thread of spand-null
+    spand    the loop thread of spand-null: every token an event of its own
     nginx    a worker of nginx that passes spand-null's streams on, unbuffered (Debian: nginx-light)
-    bare     bare_send.c: one send() an event and nothing else, the floor that the kernel sets
+    bare     bare_send.c: one send() an event and nothing else, the floor that the kernel sets for it
 
-Latencies are wall time from a token's making to its arrival at the client, so they need a quiet machine:
-once with all tokens of a step made at the same moment, so that the last one waits for all other sends,
-and once with each stream's at its own.
+Events that wait for the same client leave in one send, so how many a second a core makes depends on how many
+wait. First the engine gives a stream its next token only when the last one was collected: one send an event.
+Then it keeps a few ahead, then it makes 200,000 a second, come what may, as they would come from a device.
+
+Latencies are wall time from a token's making to its arrival at the client's socket, which the kernel notes;
+the client's own time is not in them. They need a quiet machine: what else runs is in them. Once with all
+tokens of a step made at the same moment, so that the last one waits for all other sends; the median over
+the steps of when a step's last event has arrived tells how long that is. And once with each stream's tokens
+at its own moment.
 """
 
 import os
@@ -22,7 +28,7 @@ import tempfile
 import threading
 import time
 
-from streams import Null, run
+from streams import Null, read, run
 
 binary, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 5
 BARE = os.path.join(os.path.dirname(binary), "bare-send")
@@ -80,9 +86,9 @@ def served(n, env, with_nginx=False):
     clients.start()
     time.sleep(1)  # all are there
     pid = nginx.worker if nginx else null.process.pid
-    events, before, began = null.metric("spand_generation_tokens"), cpu(pid), time.monotonic()
+    events, before, began = read["events"], cpu(pid), time.monotonic()
     time.sleep(seconds - 0.5)
-    events, after = null.metric("spand_generation_tokens") - events, cpu(pid)
+    events, after = read["events"] - events, cpu(pid)  # that clients have
     took = time.monotonic() - began
     clients.join()
     if nginx:
@@ -106,27 +112,37 @@ def bare(n):
     return int(events), float(user), float(system), seconds - 0.5
 
 
-print("server streams   events   events/s/core   user us   sys us  events/s   as fast as they go")
+HEAD = "server streams   events   events/s/core   user us   sys us  events/s   "
+print(HEAD + "each token alone")
 for n in (1, 256, 1000):
     tell("spand", n, *served(n, {}))
     if os.path.exists(BARE):
         tell("bare", n, *bare(n))
-print("server streams   events   events/s/core   user us   sys us  events/s   a token every 20 ms")
+for title, env in (("four tokens ahead", {"NULL_AHEAD": "4"}), ("32 tokens ahead", {"NULL_AHEAD": "32"})):
+    print(HEAD + title)
+    for n in (1, 256, 1000):
+        tell("spand", n, *served(n, env))
+print(HEAD + "200,000 tokens a second made")
 for n in (256, 1000):
-    tell("spand", n, *served(n, {"NULL_PACE_MS": "20"}))
+    tell("spand", n, *served(n, {"NULL_PACE_US": str(n * 5)}))
+print(HEAD + "a token every 20 ms")
+for n in (256, 1000):
+    tell("spand", n, *served(n, {"NULL_PACE_US": "20000"}))
     if shutil.which("nginx"):
-        tell("nginx", n, *served(n, {"NULL_PACE_MS": "20"}, True))
-print("streams   tokens   added ms p50      p99   a token every 50 ms")
+        tell("nginx", n, *served(n, {"NULL_PACE_US": "20000"}, True))
+print("streams   tokens   added ms p50      p99   last of a step   a token every 50 ms")
 for how, env in (("of all at once", {}), ("each its own", {"NULL_SPREAD": "1"})):
     for n in (1, 256, 1000):
-        null = Null(binary, *FLAGS, env={**os.environ, "NULL_PACE_MS": "50", **env})
-        late = []
+        null = Null(binary, *FLAGS, env={**os.environ, "NULL_PACE_US": "50000", **env})
+        late, last = [], {}
 
-        def note(chunk):
-            now = time.monotonic_ns()
-            late.extend(now - int(t) for t in re.findall(rb'"text":"(\d+) "', chunk))
+        def note(chunk, at_ns):
+            for t in re.findall(rb'"text":"(\d+) "', chunk):
+                late.append(at_ns - int(t))
+                last[t] = late[-1]  # of its step: made at the same moment
         run(null, n, 60000, seconds, note)
         late.sort()
+        steps = sorted(last.values())
         print(f"{n:7d} {len(late):8d} {late[len(late) // 2] / 1e6:14.2f} {late[int(len(late) * 0.99)] / 1e6:8.2f}"
-              f"   {how}")
+              f" {'' if env else f'{steps[len(steps) // 2] / 1e6:.2f}':>16s}   {how}")
         null.stop()

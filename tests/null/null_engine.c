@@ -3,9 +3,9 @@
  * x.
  *
  * Linked in place of engine/ it gives the server alone, for what is only about the server: how many
- * events a second its loop sends, what a thousand streams cost, and bytes from a fuzzer. Tokens reach
- * the server through the real outbox. One thread gives each request its next token as soon as the
- * last one was collected, so the server is always the slower side; with NULL_AHEAD=N in the
+ * events a second its loop sends, what a thousand streams cost, and bytes from a fuzzer. Tokens
+ * reach the server through the real outbox. One thread gives each request its next token as soon as
+ * the last one was collected, so the server is always the slower side; with NULL_AHEAD=N in the
  * environment as soon as fewer than N wait. With NULL_PACE_US=N tokens come every N us instead,
  * collected or not, and each is the time of its making in ns, so that a client on the same machine
  * can tell how long it took. All requests get theirs at the same moment, as from a step; with

@@ -4,8 +4,12 @@ import json
 import re
 import select
 import socket
+import struct
 import subprocess
 import time
+
+SO_TIMESTAMPNS = 35  # <asm-generic/socket.h>
+read = {"events": 0}  # by all runs
 
 
 class Null:
@@ -51,12 +55,21 @@ def request(max_tokens, model="null"):
     return (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
 
 
+def arrival(s):
+    """Some bytes, and when the last of them reached the socket by the kernel's note, on the monotonic clock."""
+    chunk, notes, _, _ = s.recvmsg(262144, 64)
+    seconds, ns = struct.unpack("qq", notes[0][2]) if notes else (0, 0)
+    return chunk, seconds * 10**9 + ns - time.clock_gettime_ns(time.CLOCK_REALTIME) + time.monotonic_ns()
+
+
 def run(null, n, max_tokens, seconds=None, on_chunk=None):
     """n streams at once, each once to its end or again and again for some seconds. Returns how many ended."""
     poll = select.epoll()
     tails, sockets = {}, {}
     for _ in range(n):
         s = null.connect()
+        if on_chunk:
+            s.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         s.sendall(request(max_tokens))
         s.setblocking(False)
         sockets[s.fileno()] = s
@@ -66,11 +79,14 @@ def run(null, n, max_tokens, seconds=None, on_chunk=None):
     while sockets and time.monotonic() < until:
         for fd, _ in poll.poll(1, 256):
             try:
-                chunk = sockets[fd].recv(262144)
+                if on_chunk:
+                    chunk, at_ns = arrival(sockets[fd])
+                    on_chunk(chunk, at_ns)
+                else:
+                    chunk = sockets[fd].recv(262144)
             except BlockingIOError:
                 continue
-            if on_chunk:
-                on_chunk(chunk)
+            read["events"] += chunk.count(b"data: ")
             tails[fd] = (tails[fd] + chunk)[-32:]
             if chunk and tails[fd].endswith(b"\r\n0\r\n\r\n") and seconds:
                 tails[fd] = b""  # its next answer on the same connection

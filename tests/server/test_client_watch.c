@@ -21,7 +21,7 @@
 static uv_loop_t uv;
 static int server_fd, client_fd;
 static struct client_watch *watch;
-static int n_gone;
+static int n_gone, n_room;
 static uint64_t gone_at_ms;
 
 static void setup(void)
@@ -38,7 +38,7 @@ static void setup(void)
     server_fd = accept(listener, NULL, NULL);
     close(listener);
     uv_loop_init(&uv);
-    n_gone = 0;
+    n_gone = n_room = 0;
     watch = NULL;
 }
 
@@ -205,6 +205,63 @@ START_TEST(sd_notify__reads_the_watchdog)
 }
 END_TEST
 
+static void on_room(void *arg)
+{
+    (void)arg;
+    n_room++;
+    uv_stop(&uv);
+}
+
+static void fill_socket(void)
+{
+    static const char bytes[65536];
+
+    while (send(server_fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+        ;
+}
+
+static void empty_socket(void)
+{
+    static char bytes[65536];
+
+    while (recv(client_fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+        ;
+}
+
+/* Room is told once, when the client has read; the watch then goes on. */
+START_TEST(client_watch__tells_of_room_once)
+{
+    start(CLIENT_FIN_LEAVES);
+    fill_socket();
+    client_watch_room(watch, on_room);
+    turn(30);
+    ck_assert_int_eq(n_room, 0);
+    empty_socket();
+    turn(LIMIT_MS);
+    ck_assert_int_eq(n_room, 1);
+    turn(30);
+    ck_assert_int_eq(n_room, 1);
+    close(client_fd);
+    client_fd = -1;
+    turn(LIMIT_MS);
+    ck_assert_int_eq(n_gone, 1);
+}
+END_TEST
+
+/* A client that closes a full socket has left: there will be no room. */
+START_TEST(client_watch__tells_who_left_with_a_full_socket)
+{
+    start(CLIENT_FIN_LEAVES);
+    fill_socket();
+    client_watch_room(watch, on_room);
+    close(client_fd);
+    client_fd = -1;
+    turn(LIMIT_MS);
+    ck_assert_int_eq(n_gone, 1);
+    ck_assert_int_eq(n_room, 0);
+}
+END_TEST
+
 TEST_SUITE(client_watch)
 {
     TCase *tc = test_case(suite, "sockets");
@@ -217,6 +274,8 @@ TEST_SUITE(client_watch)
     tcase_add_test(tc, client_watch__sends_nothing_to_old_clients);
     tcase_add_test(tc, client_watch__notices_a_reset);
     tcase_add_test(tc, client_watch__ignores_data);
+    tcase_add_test(tc, client_watch__tells_of_room_once);
+    tcase_add_test(tc, client_watch__tells_who_left_with_a_full_socket);
     tcase_add_test(notify, sd_notify__sends_a_datagram);
     tcase_add_test(notify, sd_notify__reads_the_watchdog);
 }

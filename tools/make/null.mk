@@ -21,7 +21,7 @@ SOAK_SECONDS ?= 3600
 IDLE_CONNECTIONS ?= 10000
 SLOW_SECONDS ?= 20
 
-.PHONY: bench-frontend soak test-scale test-slow test-null
+.PHONY: bench-frontend soak test-scale test-slow test-stalled test-null
 bench-frontend: $(BIN)/spand-null $(BIN)/bare-send ## events a second and added latency of the HTTP side alone
 	$(PYTHON) tests/null/bench_frontend.py $(BIN)/spand-null $(BENCH_SECONDS)
 
@@ -33,6 +33,9 @@ test-scale: $(BIN)/spand-null ## IDLE_CONNECTIONS idle connections and 1,000 str
 
 test-slow: $(BIN)/spand-null ## slowhttptest from one address must not keep others waiting
 	$(PYTHON) tests/null/slow.py $(BIN)/spand-null $(SLOW_SECONDS)
+
+test-stalled: $(BIN)/spand-null ## clients that stop reading in the middle of a stream and go on, or not
+	$(PYTHON) tests/null/stalled.py $(BIN)/spand-null
 
 test-null: $(BIN)/spand-null ## the bad inputs against the server alone, for SAN=address and SAN=thread
 	@sh tests/e2e/run.sh $(BIN)/spand-null test_bad_input.py
