@@ -260,6 +260,11 @@ CONFIG_KEY(STRING, otlp_service_name, "spand", 1, 256, "", "The service's name i
 CONFIG_KEY(BOOL, measure_memory, "false", 0, 0, "",
            "Measures at start how fast the device reads its memory, so that /metrics can say what "
            "share of it steps and operations reach. On the CPU it takes a second and 512 MiB.")
+CONFIG_KEY(
+    INT, op_timing_steps, "512", 0, 1000000, "steps",
+    "On a GPU the operations of one step in so many are launched one by one and timed, so "
+    "that /metrics can say how fast each is; such a step takes a little longer. 0 times none. "
+    "The CPU times all of them.")
 CONFIG_KEY(BOOL, debug_endpoints, "false", 0, 0, "",
            "Serves /debug/*: slots, queues, plan and memory. They show what others ask for, so "
            "leave them off where clients are not trusted.")

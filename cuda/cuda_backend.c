@@ -79,6 +79,8 @@ static void count(struct cuda_backend *cb, enum backend_op op, double bytes, dou
 {
     struct op_cost *c = &cb->base.cost[op];
 
+    if (cb->is_timed)
+        cuda_prof_mark(cb, op);
     c->n_calls++;
     c->bytes += bytes;
     c->flops += flops;
@@ -429,6 +431,7 @@ static int step_wait(struct backend *be, int64_t step, struct err *err)
         CUDA_TRY(err, cudaEventSynchronize(cb->step_ended[at]));
         CUDA_TRY(err, cudaEventElapsedTime(&ms, cb->step_begun[at], cb->step_ended[at]));
         be->steps_ns += (int64_t)((double)ms * 1e6);
+        cuda_prof_take(cb, cb->n_waited);
     }
     return 0;
 }
@@ -452,6 +455,7 @@ static int step_begin(struct backend *be, const struct step_batch *batch, struct
     cb->in_step = true;
     cb->plan.valid = false;
     cb->gained_by = NULL;
+    cuda_prof_begin(cb, batch);
     return 0;
 }
 
@@ -462,6 +466,7 @@ static int step_end(struct backend *be, struct err *err)
     cb->in_step = false;
     cb->plan.valid = false;
     be->n_steps++;
+    cuda_prof_end(cb);
     CUDA_TRY(err, cudaEventRecord(cb->step_ended[be->n_steps % BACKEND_STEPS], cb->stream));
     return 0;
 }
@@ -475,6 +480,7 @@ static void backend_close(struct backend *be)
     if (cb->stream)
         cudaStreamSynchronize(cb->stream);
     cuda_graphs_close(cb);
+    cuda_prof_close(cb);
     cuda_blas_close(cb->blas);
     cudaFree(cb->scratch_norm);
     cudaFree(cb->scratch_wide);
@@ -682,6 +688,8 @@ int cuda_backend_open(struct backend **out, const struct backend_params *params,
         rc = cuda_hopper_open(cb, err);
     if (rc == 0)
         rc = cuda_graphs_open(cb, err);
+    if (rc == 0)
+        rc = cuda_prof_open(cb, err);
     if (rc == 0)
         rc = cuda_blas_open(&cb->blas, cb, err);
     if (rc < 0)

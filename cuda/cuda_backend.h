@@ -22,6 +22,7 @@ extern "C" {
 
 struct cuda_blas;
 struct cuda_graph;
+struct cuda_prof;
 struct gemm_args;
 
 #define CUDA_STAGING_BYTES                                                                         \
@@ -72,7 +73,9 @@ struct cuda_backend {
     int n_graphs;
     struct cuda_graph *graph; /* the one that is being captured, or NULL */
     bool in_step;
-    bool sync_launches; /* SPAND_CUDA_SYNC=1: a fault names its kernel */
+    bool is_timed;          /* the step that is being queued, op by op */
+    struct cuda_prof *prof; /* NULL: none ever is */
+    bool sync_launches;     /* SPAND_CUDA_SYNC=1: a fault names its kernel */
 };
 
 /* Puts "what: name of the CUDA error: its text" into err. */
@@ -114,6 +117,15 @@ int cuda_graphs_open(struct cuda_backend *cb, struct err *err);
 void cuda_graphs_close(struct cuda_backend *cb);
 int cuda_graph_begin(struct backend *be, int key, struct err *err);
 int cuda_graph_end(struct backend *be, bool keep, struct err *err);
+
+/* cuda_prof.c: begin, mark (at the beginning of each op of a timed step) and end queue events. */
+int cuda_prof_open(struct cuda_backend *cb, struct err *err);
+void cuda_prof_close(struct cuda_backend *cb);
+void cuda_prof_begin(struct cuda_backend *cb, const struct step_batch *batch);
+void cuda_prof_mark(struct cuda_backend *cb, enum backend_op op);
+void cuda_prof_end(struct cuda_backend *cb);
+/* The step has ended on the device: adds what its events say to the ops' costs. */
+void cuda_prof_take(struct cuda_backend *cb, int64_t step);
 
 /* cuda_blas.c: cuBLASLt, opened at run time so that the daemon starts without it. */
 int cuda_blas_open(struct cuda_blas **out, struct cuda_backend *cb, struct err *err);

@@ -75,6 +75,7 @@ struct step_batch {
     const int32_t *slot_token;       /* [n_slots, slot_stride] the tokens that sample drew last for
                                         each slot; NULL when all of `token` is known */
     int slot_stride;                 /* 0: 1 */
+    double kv_bytes; /* that attention reads in all layers, where the backend asks; else 0 */
 };
 
 /* All KV memory, and where each slot's heads have their pages. */
@@ -334,8 +335,9 @@ enum backend_op {
 
 /* What an op had to move and compute since open: for benches and /metrics. */
 struct op_cost {
-    int64_t n_calls, ns;
+    int64_t n_calls, ns; /* ns: of the calls that are timed: on the CPU all */
     double bytes, flops;
+    double timed_bytes; /* of those calls */
 };
 
 /* One backend's functions. All but close return 0 or an error code. */
@@ -433,6 +435,7 @@ struct backend {
     enum dtype act_dtype;
     bool is_async;    /* steps run while the host goes on */
     int64_t n_steps;  /* ended since open: the number of the last one */
+    bool times_next;  /* the next step's ops are timed: batch->kv_bytes is wanted */
     int64_t steps_ns; /* the device's time for the steps known to have finished */
     struct op_cost cost[OP_COUNT];
     char description[256]; /* device, instruction sets or architecture, threads: for people */
@@ -450,6 +453,7 @@ struct backend_params {
     int max_decode;    /* most decode rows of a batch; 0: max_logits */
     int max_positions; /* longest sequence, for attention scratch */
     int max_graphs;    /* keys of graphs; 0: max_rows */
+    int time_every;    /* where timing ops has its price: so many steps for one; 0: none */
 };
 
 /* Opens what params->device names. "auto": CUDA where it is built in and usable, else the CPU. */

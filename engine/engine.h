@@ -253,8 +253,8 @@ struct engine_stats {
     bool healthy;
     struct {
         const char *name;
-        int64_t n_calls, ns;
-        double bytes, flops;
+        int64_t n_calls, ns; /* ns and timed_bytes: of the calls that were timed */
+        double bytes, flops, timed_bytes;
     } ops[16];
     int n_ops;
 };

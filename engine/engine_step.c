@@ -372,6 +372,25 @@ static int compute(struct engine *e, struct engine_step *step, struct err *err)
     return rc < 0 ? rc : end_rc;
 }
 
+/*
+ * Bytes of keys and values that the step's attention reads: decode rows each their own, a prompt's
+ * rows together what the last one sees.
+ */
+static double kv_bytes(const struct engine *e, const struct sched_step *plan)
+{
+    int n_heads = kv_shape_heads(&e->kv.shape);
+    int64_t n_keys = 0;
+
+    for (int i = 0; i < plan->n_items; i++) {
+        const struct sched_item *item = &plan->items[i];
+        const struct kv_geom *geom = &e->kv.geom[(int64_t)item->seq->slot * n_heads];
+
+        for (int h = 0; h < n_heads; h++)
+            n_keys += kv_geom_keys_read(geom[h], item->pos0 + item->n_rows - 1);
+    }
+    return (double)n_keys * (double)kv_page_bytes(&e->kv.shape) / e->kv.shape.page_entries;
+}
+
 /* What of the plan is needed when its results come. */
 static void keep(struct engine_step *step, const struct sched_step *plan, int last_phase)
 {
@@ -415,6 +434,7 @@ bool engine_step_queue(struct engine *e)
         }
     }
     batch_build(&e->batch, plan);
+    e->batch.device.kv_bytes = e->be->times_next && !e->env.block ? kv_bytes(e, plan) : 0;
     add_logit_rows(e, plan);
     step = queued_step(e, e->n_queued);
     keep(step, plan, e->env.block ? e->env.block->block_len - 1 : 0);

@@ -117,6 +117,7 @@ void stats_add_step(struct stats *s, const struct stats_step *step, const struct
         s->now.ops[i].n_calls = be->cost[i].n_calls;
         s->now.ops[i].ns = be->cost[i].ns;
         s->now.ops[i].bytes = be->cost[i].bytes;
+        s->now.ops[i].timed_bytes = be->cost[i].timed_bytes;
         s->now.ops[i].flops = be->cost[i].flops;
     }
     pthread_mutex_unlock(&s->mu);

@@ -287,14 +287,21 @@ static void write_responses(struct strbuf *out, const struct metrics *m)
 static void write_ops(struct strbuf *out, const struct engine_stats *s)
 {
     static const char *const names[] = {"spand_op_calls_total", "spand_op_seconds_total",
-                                        "spand_op_bytes_total", "spand_op_flops_total"};
-    static const char *const helps[] = {"Calls of a backend op.", "Time spent in it.",
-                                        "Bytes it had to move.", "Operations it had to do."};
+                                        "spand_op_timed_bytes_total", "spand_op_bytes_total",
+                                        "spand_op_flops_total"};
+    static const char *const helps[] = {
+        "Calls of a backend op.",
+        "Time spent in it in the steps whose ops are timed: on the CPU all, on a GPU one in "
+        "op_timing_steps.",
+        "Bytes it had to move in those steps.",
+        "Bytes it had to move; those of attention on a GPU are estimated from those steps.",
+        "Operations it had to do."};
 
-    for (int k = 0; k < 4 && s->n_ops > 0; k++) {
+    for (int k = 0; k < 5 && s->n_ops > 0; k++) {
         begin_family(out, names[k], "counter", helps[k]);
         for (int i = 0; i < s->n_ops; i++) {
-            double v[] = {s->ops[i].n_calls, s->ops[i].ns * 1e-9, s->ops[i].bytes, s->ops[i].flops};
+            double v[] = {s->ops[i].n_calls, s->ops[i].ns * 1e-9, s->ops[i].timed_bytes,
+                          s->ops[i].bytes, s->ops[i].flops};
 
             strbuf_addf(out, "%s{op=\"%s\"} %.15g\n", names[k], s->ops[i].name, v[k]);
         }
@@ -316,21 +323,21 @@ static void write_limit_ratios(struct strbuf *out, const struct engine_stats *s)
         bytes += s->ops[i].bytes;
         if (s->ops[i].ns > 0)
             strbuf_addf(out, "spand_op_memory_limit_ratio{op=\"%s\"} %.6g\n", s->ops[i].name,
-                        s->ops[i].bytes / (s->ops[i].ns * 1e-9) / s->memory_bytes_per_s);
+                        s->ops[i].timed_bytes / (s->ops[i].ns * 1e-9) / s->memory_bytes_per_s);
     }
     write_value(out, "spand_memory_limit_ratio", "gauge",
                 "The same for all that the device did, mean; with measure_memory.", "device=\"0\"",
                 s->device_ns ? bytes / (s->device_ns * 1e-9) / s->memory_bytes_per_s : 0);
 }
 
-/* Means since start; rates over a window are rate(bytes) / rate(seconds). */
+/* Means since start; rates over a window are rate(timed_bytes) / rate(seconds). */
 static void write_op_rates(struct strbuf *out, const struct engine_stats *s)
 {
     begin_family(out, "spand_op_bytes_per_second", "gauge",
                  "Memory that an op moved a second, mean.");
     for (int i = 0; i < s->n_ops; i++)
         strbuf_addf(out, "spand_op_bytes_per_second{op=\"%s\"} %.15g\n", s->ops[i].name,
-                    s->ops[i].ns ? s->ops[i].bytes / (s->ops[i].ns * 1e-9) : 0);
+                    s->ops[i].ns ? s->ops[i].timed_bytes / (s->ops[i].ns * 1e-9) : 0);
 }
 
 /*

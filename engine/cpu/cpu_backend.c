@@ -31,6 +31,7 @@ void cpu_cost_add(struct cpu_backend *cb, enum backend_op op, int64_t t0, double
     c->ns += ns;
     cb->base.steps_ns += ns;
     c->bytes += bytes;
+    c->timed_bytes += bytes;
     c->flops += flops;
 }
 

@@ -366,7 +366,7 @@ static void print_ops(const struct engine_stats *from, const struct engine_stats
     printf("prompt of %d, %.2f ms:\n", n_tokens, ttft_ms);
     for (int i = 0; i < to->n_ops; i++) {
         double ms = (double)(to->ops[i].ns - from->ops[i].ns) * 1e-6;
-        double bytes = to->ops[i].bytes - from->ops[i].bytes;
+        double bytes = to->ops[i].timed_bytes - from->ops[i].timed_bytes;
         double flops = to->ops[i].flops - from->ops[i].flops;
 
         left -= ms;

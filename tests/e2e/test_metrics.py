@@ -151,7 +151,7 @@ def test_ops_are_held_against_the_memorys_speed():
         assert 1e9 < speed < 1e13
         for op in ("ffn", "attn_in", "attn", "attn_out", "logits", "embed"):
             label = f'{{op="{op}"}}'
-            rate = m["spand_op_bytes_total" + label] / m["spand_op_seconds_total" + label]
+            rate = m["spand_op_timed_bytes_total" + label] / m["spand_op_seconds_total" + label]
             assert abs(m["spand_op_bytes_per_second" + label] / rate - 1) < 1e-6
             assert abs(m["spand_op_memory_limit_ratio" + label] * speed / rate - 1) < 1e-4
         assert 0 < d.gauge("spand_memory_limit_ratio") < 20  # the demo model fits a cache

@@ -12,8 +12,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define N_MOST 200 /* more than what wakes the threads, and no multiple of what one takes at once  \
-                    */
+#define N_MOST                                                                                     \
+    200 /* more than what wakes the threads, and no multiple of what one takes at once             \
+         */
 
 static int pairs[N_MOST][2];
 static char texts[N_MOST][16];
