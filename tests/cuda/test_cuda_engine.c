@@ -34,9 +34,17 @@ static const char config[] =
     "1,"
     "\"num_attention_heads\": 1, \"intermediate_size\": 64, \"hidden_act\": \"gelu\","
     "\"rotary_pct\": 0.25, \"layer_norm_eps\": 1e-5, \"use_parallel_residual\": true}}";
+/* The same for a model of tokens. */
+static const char llama_config[] =
+    "{\"model_type\": \"llama\", \"vocab_size\": 96, \"max_position_embeddings\": 128,"
+    "\"hidden_size\": 64, \"num_hidden_layers\": 2, \"num_attention_heads\": 2,"
+    "\"num_key_value_heads\": 1, \"intermediate_size\": 96, \"hidden_act\": \"silu\","
+    "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0, \"tie_word_embeddings\": false,"
+    "\"eos_token_id\": 0, \"torch_dtype\": \"float32\"}";
 static char dir[64];
+static struct engine_stats stats; /* of the last run, at its end */
 
-static void make_dir(void)
+static void make_dir(const char *text)
 {
     char path[96];
     FILE *f;
@@ -46,7 +54,7 @@ static void make_dir(void)
     snprintf(path, sizeof(path), "%s/config.json", dir);
     f = fopen(path, "w");
     ck_assert_ptr_nonnull(f);
-    ck_assert_int_ge(fputs(config, f), 0);
+    ck_assert_int_ge(fputs(text, f), 0);
     ck_assert_int_eq(fclose(f), 0);
 }
 
@@ -115,11 +123,14 @@ static void run(struct collected *out, int n, const char *const *more)
     for (int i = 0; i < n; i++) {
         make_request(&req, prompts[i], i);
         collected_init(&out[i]);
+        if (req.n_prompt == 0 && !engine_get_info(e)->takes_empty_prompts)
+            req.n_prompt = 1;
         req.user = &out[i];
         ck_assert_int_eq(engine_submit(e, &req, &id, NULL), 0);
     }
     for (int i = 0; i < n; i++)
         ck_assert(engine_fixture_wait(e, &out[i], TIMEOUT_S));
+    engine_get_stats(e, &stats);
     engine_close(e);
 }
 
@@ -135,15 +146,16 @@ START_TEST(cuda_engine__whole_blocks_are_blocks_of_tokens)
         const char *name, *flags[4];
     } ways[] = {{"graphs", {"--device", "cuda"}},
                 {"launches", {"--device", "cuda", "--no-cuda-graphs"}},
-                {"no capture", {"--device", "cuda"}}};
+                {"no capture", {"--device", "cuda"}},
+                {"timed", {"--device", "cuda", "--op-timing-steps", "5"}}};
     const char *by_token[] = {"--device", "cuda", "--no-whole-blocks", "--no-cuda-graphs", NULL};
     const char *cpu[] = {"--device", "cpu", NULL};
     static struct collected want[N_REQUESTS], got[N_REQUESTS];
     int n_stopped = 0;
 
-    make_dir();
+    make_dir(config);
     run(want, N_REQUESTS, by_token);
-    for (int w = 0; w < 3; w++) {
+    for (int w = 0; w < 4; w++) {
         const char *more[5] = {NULL};
 
         memcpy(more, ways[w].flags, sizeof(ways[w].flags));
@@ -171,10 +183,59 @@ START_TEST(cuda_engine__whole_blocks_are_blocks_of_tokens)
 }
 END_TEST
 
+static int op_idx(const char *name)
+{
+    for (int i = 0; i < stats.n_ops; i++) {
+        if (!strcmp(stats.ops[i].name, name))
+            return i;
+    }
+    ck_abort_msg("no op is called %s", name);
+    return -1;
+}
+
+/* Ops of one step in 8 are timed, which changes no token; without it none has a time. */
+START_TEST(cuda_engine__times_the_ops_of_some_steps)
+{
+    static const char *const ops[] = {"attn_in", "attn", "attn_out", "ffn", "logits", "sample"};
+    const char *timed[] = {"--device", "cuda", "--op-timing-steps", "8", NULL};
+    const char *untimed[] = {"--device", "cuda", "--op-timing-steps", "0", NULL};
+    static struct collected want[N_GREEDY], got[N_GREEDY];
+    int attn;
+
+    make_dir(llama_config);
+    run(want, N_GREEDY, untimed);
+    for (int i = 0; i < stats.n_ops; i++) {
+        ck_assert_int_eq(stats.ops[i].ns, 0);
+        ck_assert_double_eq(stats.ops[i].timed_bytes, 0);
+    }
+    run(got, N_GREEDY, timed);
+    compare(want, got, N_GREEDY, "timed");
+    ck_assert_int_gt(stats.n_steps, 8);
+    for (int i = 0; i < 6; i++) {
+        int op = op_idx(ops[i]);
+
+        ck_assert_msg(stats.ops[op].ns > 0, "%s has no time", ops[i]);
+        ck_assert_msg(stats.ops[op].timed_bytes > 0, "%s has no bytes", ops[i]);
+        ck_assert_msg(stats.ops[op].timed_bytes <= stats.ops[op].bytes, "%s: too many", ops[i]);
+    }
+    attn = op_idx("attn");
+    ck_assert_double_eq_tol(stats.ops[attn].bytes, 8 * stats.ops[attn].timed_bytes, 1e-3);
+    /* At most all steps, all rows, all their keys: f32 of 32 in each of 2 layers, K and V. */
+    ck_assert_double_le(stats.ops[attn].timed_bytes,
+                        (double)(stats.n_steps / 8) * N_GREEDY * 128 * 2 * 2 * 32 * 4);
+    for (int i = 0; i < N_GREEDY; i++) {
+        collected_release(&want[i]);
+        collected_release(&got[i]);
+    }
+    remove_dir();
+}
+END_TEST
+
 TEST_SUITE(cuda_engine)
 {
     TCase *tc = test_case(suite, "core");
 
     tcase_set_timeout(tc, 600);
     tcase_add_test(tc, cuda_engine__whole_blocks_are_blocks_of_tokens);
+    tcase_add_test(tc, cuda_engine__times_the_ops_of_some_steps);
 }

@@ -41,7 +41,7 @@ bench-cuda: $(BIN)/spand-cuda-bench ## time the main kernels in GB/s
 EMU := $(OBJ)/emu
 EMU_OBJ := $(patsubst cuda/%.cu,$(EMU)/%.o,$(filter-out cuda/read_bandwidth.cu cuda/%_wgmma.cu,$(CUDA_SRC))) \
     $(patsubst cuda/%.cu,$(EMU)/%.o,$(wildcard cuda/grad_*.cu)) $(OBJ)/cuda/grad_cuda.o \
-    $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_mem.o
+    $(EMU)/emu.o $(OBJ)/cuda/cuda_backend.o $(OBJ)/cuda/cuda_graph.o $(OBJ)/cuda/cuda_prof.o $(OBJ)/cuda/cuda_mem.o
 EMU_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -Wno-attributes -Itests/cuda/emu -I. -isystem $(CUDA_HOME)/include
 EMU_FILES := $(wildcard tests/cuda/emu/* tests/cuda/emu/cuda/* cuda/*.cuh cuda/*.h)
 
