@@ -58,7 +58,7 @@ struct engine_info {
     int embedding_dim; /* 0: requests with pooling are refused */
     int64_t n_params, weight_bytes, kv_bytes, created_unix;
     int64_t n_pages, page_bytes;
-    int page_tokens; /* of one head */
+    int page_tokens;    /* of one head */
     bool has_tokenizer; /* false with random weights only: numbers are then all there is */
     bool has_chat_template;
     const char *chat_template;                                            /* its source, or NULL */
