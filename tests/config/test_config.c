@@ -259,8 +259,8 @@ static const struct {
     {"--no-metrics=1", "takes no value"},
     {"--help=1", "takes no value"},
     /* numbers */
-    {"--max-batch=0", "--max-batch: \"0\" is out of range, want 1..4096 sequences"},
-    {"--max-batch=4097", "is out of range, want 1..4096 sequences"},
+    {"--max-batch=0", "--max-batch: \"0\" is out of range, want 1..32768 sequences"},
+    {"--max-batch=4097", "is out of range, want 1..32768 sequences"},
     {"--max-batch=99999999999999999999", "is out of range"},
     {"--max-batch=-99999999999999999999", "is out of range"},
     {"--max-batch=", "\"\" is not a whole number"},
@@ -399,7 +399,7 @@ END_TEST
 START_TEST(config__refuses_bad_variables)
 {
     assert_refused(load(NULL, ARGS("SPAND_MAX_BATCH=0"), NULL, 0), ERR_INVALID,
-                   "environment SPAND_MAX_BATCH: \"0\" is out of range, want 1..4096 sequences");
+                   "environment SPAND_MAX_BATCH: \"0\" is out of range, want 1..32768 sequences");
     assert_refused(load(NULL, ARGS("SPAND_MAX_BACTH=1"), NULL, 0), ERR_INVALID,
                    "SPAND_MAX_BACTH: no such variable; did you mean SPAND_MAX_BATCH?");
     assert_refused(load(NULL, ARGS("SPAND_Port=1"), NULL, 0), ERR_INVALID, "no such variable");

@@ -234,8 +234,10 @@ END_TEST
 TEST_SUITE(cuda_engine)
 {
     TCase *tc = test_case(suite, "core");
+    TCase *times = test_case(suite, "times");
 
     tcase_set_timeout(tc, 600);
     tcase_add_test(tc, cuda_engine__whole_blocks_are_blocks_of_tokens);
-    tcase_add_test(tc, cuda_engine__times_the_ops_of_some_steps);
+    tcase_set_timeout(times, 600);
+    tcase_add_test(times, cuda_engine__times_the_ops_of_some_steps);
 }
