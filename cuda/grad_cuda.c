@@ -138,14 +138,16 @@ static void grad_close(struct grad *base)
 
 static int grad_copy(struct grad *base, void *dst, const void *src, size_t bytes, struct err *err)
 {
-    of(base)->low_of = NULL; /* dst may be the dx that it is of */
+    if (dst == of(base)->low_of)
+        of(base)->low_of = NULL;
     CUDA_TRY(err, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, of(base)->cb->stream));
     return 0;
 }
 
 static int grad_zero(struct grad *base, void *dst, size_t bytes, struct err *err)
 {
-    of(base)->low_of = NULL;
+    if (dst == of(base)->low_of)
+        of(base)->low_of = NULL;
     CUDA_TRY(err, cudaMemsetAsync(dst, 0, bytes, of(base)->cb->stream));
     return 0;
 }
