@@ -53,7 +53,7 @@ CONFIG_KEY(INT64, weights_seed, "0", 0, 9007199254740991, "",
 
 CONFIG_SECTION("Scheduler", "How many requests share a step, and the memory they may take.")
 
-CONFIG_KEY(INT, max_batch, "32", 1, 32768, "sequences",
+CONFIG_KEY(INT, max_batch, "32", 1, 16384, "sequences",
            "How many sequences run at once. Further ones wait in the queue.")
 CONFIG_KEY(INT, chunk_tokens, "512", 1, 65536, "rows",
            "How many prompt tokens one step may work on. Smaller chunks let running answers "
@@ -102,6 +102,11 @@ CONFIG_KEY(ENUM, run_ahead, "auto", 0, 0, "auto off on",
 CONFIG_KEY(BOOL, cuda_graphs, "true", 0, 0, "",
            "On a GPU, keeps the launches of a decode step as one CUDA graph for each number of "
            "sequences, and replays it. Off, every kernel is launched by itself.")
+CONFIG_KEY(
+    BOOL, batch_invariant, "true", 0, 0, "",
+    "On a GPU, a sequence gets the same tokens whatever it is batched with. Off, a step that "
+    "decodes more than 128 sequences multiplies by cuBLASLt, which is faster there and sums "
+    "in another order: then a token may depend on how many others are decoded.")
 CONFIG_KEY(
     BOOL, whole_blocks, "true", 0, 0, "",
     "Decodes the tokens of a Block Transformer's block in one step, and tells them together. "

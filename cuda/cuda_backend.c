@@ -3,20 +3,24 @@
  *
  * Decode rows and prompt rows never share a product: decode rows go through gemm.cu, whose sums are
  * cut by the shape alone, prompt rows through cuBLASLt with one algorithm a shape. So a row's
- * result does not depend on the rest of its step. Engine thread only.
+ * result does not depend on the rest of its step. Only where that is waived (batch_variant) do many
+ * decode rows go the way of prompt rows. Engine thread only.
  */
 #include "cuda/cuda_backend.h"
 
 #include "base/check.h"
 #include "cuda/block_ops.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_READ_BYTES  ((size_t)4 << 30) /* to be read for a measurement: far beyond L2 */
-#define MIN_DECODE      256               /* decode rows that any step may have, logits or not */
-#define MAX_SAMPLE_CTAS 128               /* rows that are sampled at once; about one an SM */
+#define MAX_READ_BYTES  ((size_t)4 << 30)   /* to be read for a measurement: far beyond L2 */
+#define MIN_DECODE      256                 /* decode rows that any step may have, logits or not */
+#define MAX_SAMPLE_CTAS 128                 /* rows that are sampled at once; about one an SM */
+#define MANY_ROWS       (GEMM_MAX_ROWS + 1) /* beyond one pass of gemm_hopper's over the weights */
+#define MAX_GRID_ROWS   65535               /* of the kernels that have a row of CTAs for each */
 
 int cuda_fail(struct err *err, cudaError_t code, const char *what)
 {
@@ -106,11 +110,32 @@ static int op_embed(struct backend *be, const struct embed_args *a, struct err *
     return embed_launch(of(be), a, err);
 }
 
+/* Do n decode rows go the way of prompt rows? */
+static bool are_many(const struct cuda_backend *cb, int n)
+{
+    return n >= cb->many_rows && n <= MAX_GRID_ROWS;
+}
+
+/* The step as its products see it: decode rows are those that are few. */
+static struct step_batch for_products(const struct cuda_backend *cb, const struct step_batch *b)
+{
+    struct step_batch p = *b;
+
+    if (are_many(cb, b->n_decode))
+        p.n_decode = 0;
+    return p;
+}
+
 /* Decode and logit rows: Hopper's product where there is one, with all that can be fused. */
 static int project_few(struct cuda_backend *cb, struct gemm_args *g, struct err *err)
 {
     if (g->n_rows == 0)
         return 0;
+    if (are_many(cb, g->n_rows)) { /* logits and prefixes: bare but for a bias */
+        int rc = cuda_blas_gemm(cb, g, err);
+
+        return rc < 0 ? rc : add_bias_launch(cb, g->out, g->n_rows, g->w->n_out, g->bias, err);
+    }
     return cb->gemm_hopper ? cb->gemm_hopper(cb, g, err) : gemm_stream_launch(cb, g, err);
 }
 
@@ -163,14 +188,14 @@ static int norm_prompt(struct cuda_backend *cb, const struct step_batch *b,
                        err);
 }
 
-/* Decode rows; *row0 is the first row that rope is still to be done for. */
-static int attn_in_few(struct cuda_backend *cb, const struct attn_in_args *a, int *row0,
+/* The first n rows; *row0 is the first row that rope is still to be done for. */
+static int attn_in_few(struct cuda_backend *cb, const struct attn_in_args *a, int n, int *row0,
                        struct err *err)
 {
     /* Without fusion the bias is added by rope, in f32. */
     bool fused = cb->gemm_hopper && !a->batch->rope_pos && a->rope_dim == a->head_dim &&
                  (a->head_dim == 64 || a->head_dim == 128);
-    struct gemm_args g = {.n_rows = a->batch->n_decode,
+    struct gemm_args g = {.n_rows = n,
                           .w = a->wqkv,
                           .bias = fused ? a->bqkv : NULL,
                           .out = cb->scratch_wide,
@@ -178,17 +203,18 @@ static int attn_in_few(struct cuda_backend *cb, const struct attn_in_args *a, in
                           .attn_in = fused ? a : NULL};
     int rc = norm_few(cb, &a->norm, a->dim, a->x, &g, err);
 
-    *row0 = fused ? a->batch->n_decode : 0;
+    *row0 = fused ? n : 0;
     return rc < 0 ? rc : project_few(cb, &g, err);
 }
 
 static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct err *err)
 {
     struct cuda_backend *cb = of(be);
+    struct step_batch b = for_products(cb, a->batch);
     int row0 = 0, rc = cuda_check_matrix(cb, a->wqkv, "wqkv", err);
 
     count(cb, OP_ATTN_IN, 0, 0);
-    count_product(cb, OP_ATTN_IN, a->wqkv, a->batch);
+    count_product(cb, OP_ATTN_IN, a->wqkv, &b);
     if (rc == 0)
         rc = check_kv(cb, a->kv, err);
     if (rc == 0)
@@ -198,12 +224,11 @@ static int op_attn_in(struct backend *be, const struct attn_in_args *a, struct e
     if (rc == 0 && !a->kv->is_slab)
         rc = attn_plan_launch(cb, a->kv, a->batch, a->layer, err);
     if (rc == 0)
-        rc = attn_in_few(cb, a, &row0, err);
+        rc = attn_in_few(cb, a, b.n_decode, &row0, err);
     if (rc == 0)
-        rc = norm_prompt(cb, a->batch, &a->norm, a->dim, a->x, err);
+        rc = norm_prompt(cb, &b, &a->norm, a->dim, a->x, err);
     if (rc == 0)
-        rc = project_prompt(cb, a->batch, cb->scratch_norm, a->wqkv, cb->scratch_wide, GEMM_STORE,
-                            err);
+        rc = project_prompt(cb, &b, cb->scratch_norm, a->wqkv, cb->scratch_wide, GEMM_STORE, err);
     if (rc == 0)
         rc = rope_launch(cb, a, cb->scratch_wide, row0, err);
     return rc;
@@ -239,7 +264,7 @@ static int op_kv_append(struct backend *be, const struct kv_append_args *a, stru
 static int op_attn_out(struct backend *be, const struct attn_out_args *a, struct err *err)
 {
     struct cuda_backend *cb = of(be);
-    const struct step_batch *b = a->batch;
+    const struct step_batch products = for_products(cb, a->batch), *b = &products;
     struct gemm_args few = {.x = a->a,
                             .n_rows = b->n_decode,
                             .w = a->wo,
@@ -262,16 +287,16 @@ static int op_attn_out(struct backend *be, const struct attn_out_args *a, struct
 }
 
 /* Activation and bias happen in the epilogue; scratch_wide holds the inner rows. */
-static int ffn_few(struct cuda_backend *cb, const struct ffn_args *a, struct err *err)
+static int ffn_few(struct cuda_backend *cb, const struct ffn_args *a, int n, struct err *err)
 {
-    struct gemm_args in = {.n_rows = a->batch->n_decode,
+    struct gemm_args in = {.n_rows = n,
                            .w = a->w_in,
                            .bias = a->b_in,
                            .out = cb->scratch_wide,
                            .epilogue = a->gated ? GEMM_GATED : GEMM_ACT,
                            .act = a->act};
     struct gemm_args down = {.x = cb->scratch_wide,
-                             .n_rows = a->batch->n_decode,
+                             .n_rows = n,
                              .w = a->w_down,
                              .bias = a->b_down,
                              .out = a->x,
@@ -284,10 +309,11 @@ static int ffn_few(struct cuda_backend *cb, const struct ffn_args *a, struct err
     return rc < 0 ? rc : project_few(cb, &down, err);
 }
 
-/* scratch_wide holds gate and up; the inner rows take the place of the normed ones. */
-static int ffn_prompt(struct cuda_backend *cb, const struct ffn_args *a, struct err *err)
+/* Rows from `first` on. scratch_wide holds gate and up; the inner rows take the place of the normed
+ * ones. */
+static int ffn_prompt(struct cuda_backend *cb, const struct ffn_args *a, int first, struct err *err)
 {
-    int first = a->batch->n_decode, n = a->batch->n_rows - first;
+    int n = a->batch->n_rows - first;
     void *x = row_at(cb, a->x, first, a->dim);
     struct gemm_args in = {.x = row_at(cb, cb->scratch_norm, first, a->dim),
                            .n_rows = n,
@@ -308,11 +334,12 @@ static int ffn_prompt(struct cuda_backend *cb, const struct ffn_args *a, struct 
 static int op_ffn(struct backend *be, const struct ffn_args *a, struct err *err)
 {
     struct cuda_backend *cb = of(be);
+    struct step_batch b = for_products(cb, a->batch);
     int rc = cuda_check_matrix(cb, a->w_in, "w_in", err);
 
     count(cb, OP_FFN, 0, 0);
-    count_product(cb, OP_FFN, a->w_in, a->batch);
-    count_product(cb, OP_FFN, a->w_down, a->batch);
+    count_product(cb, OP_FFN, a->w_in, &b);
+    count_product(cb, OP_FFN, a->w_down, &b);
     if (rc == 0)
         rc = cuda_check_matrix(cb, a->w_down, "w_down", err);
     if (rc == 0)
@@ -320,11 +347,11 @@ static int op_ffn(struct backend *be, const struct ffn_args *a, struct err *err)
     if (rc == 0)
         rc = check_fits(cb, a->batch->n_rows, a->dim, "ffn", err);
     if (rc == 0)
-        rc = ffn_few(cb, a, err);
+        rc = ffn_few(cb, a, b.n_decode, err);
     if (rc == 0)
-        rc = norm_prompt(cb, a->batch, &a->norm, a->dim, a->x, err);
+        rc = norm_prompt(cb, &b, &a->norm, a->dim, a->x, err);
     if (rc == 0)
-        rc = ffn_prompt(cb, a, err);
+        rc = ffn_prompt(cb, a, b.n_decode, err);
     return rc;
 }
 
@@ -348,7 +375,7 @@ static int op_logits(struct backend *be, const struct logits_args *a, struct err
 static int op_block_embed(struct backend *be, const struct block_embed_args *a, struct err *err)
 {
     struct cuda_backend *cb = of(be);
-    const struct step_batch *b = a->batch;
+    const struct step_batch products = for_products(cb, a->batch), *b = &products;
     double row = (double)a->block_len * a->table->n_in * dtype_bytes(a->table->dtype);
     struct gemm_args few = {.x = a->gathered,
                             .n_rows = b->n_decode,
@@ -633,6 +660,7 @@ static int device_open(struct cuda_backend *cb, struct err *err)
 static int scratch_open(struct cuda_backend *cb, struct err *err)
 {
     const struct backend_params *p = &cb->params;
+    const char *many = getenv("SPAND_CUDA_MANY_ROWS"); /* for tests */
     size_t row = (size_t)p->max_dim * dtype_bytes(cb->base.act_dtype);
     int n_norm = p->max_rows > p->max_logits ? p->max_rows : p->max_logits;
 
@@ -640,6 +668,7 @@ static int scratch_open(struct cuda_backend *cb, struct err *err)
     cb->max_decode = p->max_decode > p->max_logits ? p->max_decode : p->max_logits;
     cb->max_decode = cb->max_decode > MIN_DECODE ? cb->max_decode : MIN_DECODE;
     cb->max_decode = cb->max_decode < p->max_rows ? cb->max_decode : p->max_rows;
+    cb->many_rows = p->batch_variant ? many && *many ? atoi(many) : MANY_ROWS : INT_MAX;
     cb->n_sample_ctas = p->max_logits < MAX_SAMPLE_CTAS ? p->max_logits : MAX_SAMPLE_CTAS;
     CUDA_TRY(err, cudaMalloc(&cb->scratch_norm, n_norm * row));
     CUDA_TRY(err, cudaMalloc(&cb->scratch_wide, p->max_rows * row));

@@ -62,6 +62,7 @@ struct cuda_backend {
     void *gained;   /* [max_decode, max_dim] residual rows times the next norm's gain */
     float *sum_sq;  /* [max_dim / 128, max_decode] their sums of squares */
     int max_decode; /* decode rows of a step */
+    int many_rows;  /* from so many decode rows on their products are cuBLASLt's */
     const struct weight *gained_by; /* the gain that `gained` was made with; NULL: there is none */
     void *staging[2];               /* pinned, CUDA_STAGING_BYTES each */
     cudaEvent_t staging_free[2];
@@ -159,7 +160,8 @@ struct gemm_args {
     const struct attn_in_args *attn_in; /* GEMM_ROPE */
 };
 
-/* Prompt rows: GEMM_STORE and GEMM_RESIDUAL without bias. One algorithm a shape, no split-K. */
+/* Prompt rows, and many decode rows: GEMM_STORE, GEMM_RESIDUAL and GEMM_F32 without bias. One
+ * algorithm a shape, no split-K. */
 int cuda_blas_gemm(struct cuda_backend *cb, const struct gemm_args *a, struct err *err);
 /*
  * The way back, out[r, i] = sum_o x[r, o] w[o, i], with GEMM_STORE or GEMM_F32: x is [n_rows,

@@ -454,6 +454,9 @@ struct backend_params {
     int max_positions; /* longest sequence, for attention scratch */
     int max_graphs;    /* keys of graphs; 0: max_rows */
     int time_every;    /* where timing ops has its price: so many steps for one; 0: none */
+    /* Many decode rows may be summed in another order than few, so that their results depend on how
+     * many there are. */
+    bool batch_variant;
 };
 
 /* Opens what params->device names. "auto": CUDA where it is built in and usable, else the CPU. */

@@ -143,10 +143,10 @@ struct engine_token {
     int32_t id;
     float logprob; /* NAN when none was asked for, or for the first prompt token */
     int n_top;
-    int32_t top_id[ENGINE_MAX_TOP];
+    int text_at, text_len;          /* bytes of event->text that this token completed; a token whose
+                                       characters are still incomplete has text_len 0 */
+    int32_t top_id[ENGINE_MAX_TOP]; /* [n_top], as top_logprob: the rest of both is void */
     float top_logprob[ENGINE_MAX_TOP];
-    int text_at, text_len; /* bytes of event->text that this token completed; a token whose
-                              characters are still incomplete has text_len 0 */
 };
 
 /* News of one request since the last poll; everything is borrowed until the callback returns. */

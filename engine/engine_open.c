@@ -132,6 +132,7 @@ static int open_backend(struct engine *e, const struct config *config, struct er
         .max_positions = e->env.max_seq_len,
         .max_graphs = b ? engine_steps_graphs(max_logits) : 0,
         .time_every = config->op_timing_steps,
+        .batch_variant = !config->batch_invariant,
     };
 
     int rc = backend_open(&e->be, &params, err);

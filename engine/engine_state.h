@@ -51,6 +51,7 @@ struct engine_step {
     bool blocks_next; /* it must be taken before another is planned */
     bool ends_blocks; /* the last phase of a Block Transformer's blocks; of other models any step */
     int64_t number;   /* the backend's */
+    int64_t serial;   /* of all steps ever queued, from 1 on */
     int64_t start_ns;
     int rc; /* < 0: it could not be queued, err says why */
     struct err err;
@@ -98,8 +99,11 @@ struct engine {
     int first_step, n_queued;                /* those on their way */
     int run_ahead;                           /* how many may be when one is to be taken */
     bool use_graphs;
+    int64_t n_serials;   /* steps ever queued */
     int64_t step_end_ns; /* when the last one was taken */
-    bool news_is_due;    /* the outbox has what must not wait for the end of a block */
+    int64_t pages_ns;    /* when `pages` were counted */
+    struct engine_pages pages;
+    bool news_is_due; /* the outbox has what must not wait for the end of a block */
     struct step_trace *trace;
     struct request **drained; /* [live.n_max] */
     int n_failures;           /* steps in a row */

@@ -11,6 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MANY_RUNNING   512
+#define PAGES_EVERY_NS 20000000 /* far more often than anybody asks */
+
 int engine_steps_init(struct engine *e, int max_items, int max_logits, struct err *err)
 {
     int rc = 0;
@@ -54,16 +57,34 @@ static struct engine_step *queued_step(struct engine *e, int i)
     return &e->steps[(e->first_step + i) % BACKEND_STEPS];
 }
 
-/* What queued rows of the sequence will give is not wanted any more. */
-static void drop_rows(struct engine *e, const struct sched_seq *seq)
+/* What queued rows of the request will give is not wanted any more. */
+static void drop_rows(struct engine *e, const struct request *r)
 {
     for (int i = 0; i < e->n_queued; i++) {
         struct engine_step *step = queued_step(e, i);
+        int at = (int)(step - e->steps);
 
-        for (int k = 0; k < step->n_items; k++) {
-            if (step->items[k].seq == seq)
-                step->items[k].seq = NULL;
+        if (r->items[at].serial != step->serial)
+            continue;
+        for (int32_t k = r->items[at].last; k >= 0; k = step->items[k].prev) {
+            CHECK(step->items[k].seq == &r->seq);
+            step->items[k].seq = NULL;
         }
+    }
+}
+
+/* Each item knows the one before it of the same request, and the request its last. */
+static void link_items(struct engine *e, struct engine_step *step)
+{
+    int at = (int)(step - e->steps);
+
+    step->serial = ++e->n_serials;
+    for (int i = 0; i < step->n_items; i++) {
+        struct request *r = request_of(step->items[i].seq);
+
+        step->items[i].prev = r->items[at].serial == step->serial ? r->items[at].last : -1;
+        r->items[at].serial = step->serial;
+        r->items[at].last = i;
     }
 }
 
@@ -73,7 +94,7 @@ static void let_go(struct engine *e, struct request *r)
     step_trace_end(e->trace, &r->seq);
     if (r->seq.state != SEQ_IDLE)
         scheduler_remove(&e->sched, &r->seq);
-    drop_rows(e, &r->seq);
+    drop_rows(e, r);
     if (!r->start_ns)
         atomic_fetch_sub(&e->waiting_tokens, r->seq.n_prompt);
     stats_finished(&e->stats, r->finish);
@@ -438,6 +459,7 @@ bool engine_step_queue(struct engine *e)
     add_logit_rows(e, plan);
     step = queued_step(e, e->n_queued);
     keep(step, plan, e->env.block ? e->env.block->block_len - 1 : 0);
+    link_items(e, step);
     step->start_ns = start_ns;
     pthread_mutex_unlock(&e->mu);
     step->rc = compute(e, step, &step->err);
@@ -480,8 +502,8 @@ static void take_prompt_logits(const struct engine_step *step, const struct sche
                                struct request *r)
 {
     for (int k = 0; k < item->n_prompt_logits; k++)
-        r->prompt_tokens[sched_item_logit_token(item, k)] =
-            sampler_token(&step->results, 0, item->logit0 + k, r->sampling.n_prompt_logprobs);
+        sampler_token(&step->results, 0, item->logit0 + k, r->sampling.n_prompt_logprobs,
+                      &r->prompt_tokens[sched_item_logit_token(item, k)]);
     if (r->prompt_tokens && !r->prompt_told && item->ends_prompt)
         r->prompt_told = r->prompt_ready = true;
 }
@@ -491,9 +513,10 @@ static bool take_token(struct engine *e, const struct engine_step *step,
                        const struct sched_item *item, int phase, int64_t now_ns)
 {
     struct request *r = request_of(item->seq);
-    struct engine_token token = sampler_token(
-        &step->results, phase, item->logit0 + item->n_prompt_logits, r->sampling.n_logprobs);
+    struct engine_token token;
 
+    sampler_token(&step->results, phase, item->logit0 + item->n_prompt_logits,
+                  r->sampling.n_logprobs, &token);
     step_trace_token(e->trace, &r->seq);
     request_push_token(r, &token, now_ns);
     e->sampler.mask_ns += r->filter.take_ns;
@@ -566,9 +589,19 @@ struct engine_pages engine_count_pages(const struct engine *e)
     return n;
 }
 
+/* Pages by state; of thousands of sequences only now and then, since that looks at each. */
+static void count_pages(struct engine *e, int64_t now_ns)
+{
+    if (e->sched.running.n > MANY_RUNNING && now_ns - e->pages_ns < PAGES_EVERY_NS)
+        return;
+    e->pages = engine_count_pages(e);
+    e->pages_ns = now_ns;
+}
+
 static void count_step(struct engine *e, const struct engine_step *step, int n_new)
 {
-    struct stats_step add = {.end_ns = clock_ns(),
+    int64_t now_ns = clock_ns();
+    struct stats_step add = {.end_ns = now_ns,
                              .n_prompt_rows = step->n_prompt,
                              .n_decode_rows = step->n_decode,
                              .n_new_tokens = n_new,
@@ -578,11 +611,11 @@ static void count_step(struct engine *e, const struct engine_step *step, int n_n
                              .n_prefix_asked = e->sched.n_prefix_asked,
                              .n_prefix_found = e->sched.n_prefix_found,
                              .pages_used = kv_pool_used(&e->kv.pool),
-                             .pages = engine_count_pages(e),
+                             .waiting_tokens = e->sched.waiting_tokens,
                              .healthy = e->n_failures < ENGINE_MAX_FAILURES};
 
-    for (const struct sched_seq *seq = e->sched.waiting.head; seq; seq = seq->next)
-        add.waiting_tokens += seq->n_tokens;
+    count_pages(e, now_ns);
+    add.pages = e->pages;
     /* It began when the one before it was over. */
     add.step_ns = add.end_ns - (step->start_ns > e->step_end_ns ? step->start_ns : e->step_end_ns);
     e->step_end_ns = add.end_ns;

@@ -112,7 +112,7 @@ static bool side_add(struct outbox_side *side, const struct outbox_news *news, i
     if (side->text.failed)
         return false;
     for (int i = 0; i < news->n_tokens; i++) {
-        side->tokens[side->n_tokens] = news->tokens[i];
+        engine_token_copy(&side->tokens[side->n_tokens], &news->tokens[i]);
         side->tokens[side->n_tokens++].text_at += (int)base;
     }
     return true;

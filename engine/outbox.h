@@ -16,6 +16,8 @@
 #include "engine/engine.h"
 
 #include <pthread.h>
+#include <stddef.h>
+#include <string.h>
 
 struct outbox_side {
     struct strbuf text;
@@ -48,6 +50,18 @@ int outbox_record_init(struct outbox_record *r, uint64_t id, void *user, int n_p
 void outbox_record_release(struct outbox_record *r);
 
 /* What a step added to a request. Times of 0 leave what was there. */
+/* *to = *from without what is void: alternatives are most of a token, and most tokens have none. */
+static inline void engine_token_copy(struct engine_token *to, const struct engine_token *from)
+{
+    size_t n = (size_t)from->n_top * sizeof(from->top_id[0]);
+
+    memcpy(to, from, offsetof(struct engine_token, top_id));
+    if (n) {
+        memcpy(to->top_id, from->top_id, n);
+        memcpy(to->top_logprob, from->top_logprob, n);
+    }
+}
+
 struct outbox_news {
     const char *text; /* borrowed; the tokens' text_at count from its start */
     size_t text_len;

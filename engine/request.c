@@ -500,7 +500,7 @@ enum finish_reason request_push_token(struct request *r, const struct engine_tok
         r->first_token_ns = now_ns;
     r->last_token_ns = now_ns;
     held = &r->held[r->n_held++];
-    *held = *token;
+    engine_token_copy(held, token);
     if (r->env->tokenizer && (!is_end || r->sampling.include_stop))
         detok_push(&r->detok, token->id, &r->pending);
     held->text_at = (int)at;

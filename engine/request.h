@@ -80,6 +80,10 @@ struct request {
     int32_t stop_token;
     const char *stop_string, *error;
     int64_t submit_ns, start_ns, first_token_ns, last_token_ns;
+    struct {
+        int64_t serial;     /* of the step that `last` is of */
+        int32_t last;       /* its last item of this request */
+    } items[BACKEND_STEPS]; /* the engine's: by place in its ring of steps */
 };
 
 /*

@@ -298,21 +298,20 @@ int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sa
     return rc < 0 ? rc : sampler_fetch(s, 1, out, err);
 }
 
-struct engine_token sampler_token(const struct sampler_results *r, int phase, int i, int n_top)
+void sampler_token(const struct sampler_results *r, int phase, int i, int n_top,
+                   struct engine_token *out)
 {
     size_t row = (size_t)phase * r->n_rows + i, at = row * r->max_top;
-    struct engine_token token = {.id = r->result[row].token, .logprob = NAN};
 
     CHECK(i < r->n_rows);
     CHECK(phase < r->n_phases);
     CHECK(n_top <= r->max_top || n_top <= 0);
-    if (n_top < 0)
-        return token;
-    token.logprob = r->result[row].logprob;
+    out->id = r->result[row].token;
+    out->logprob = n_top < 0 ? NAN : r->result[row].logprob;
+    out->n_top = out->text_at = out->text_len = 0;
     for (int k = 0; k < n_top && r->top_token[at + k] >= 0; k++) {
-        token.top_id[k] = r->top_token[at + k];
-        token.top_logprob[k] = r->top_logprob[at + k];
-        token.n_top++;
+        out->top_id[k] = r->top_token[at + k];
+        out->top_logprob[k] = r->top_logprob[at + k];
+        out->n_top++;
     }
-    return token;
 }

@@ -100,6 +100,7 @@ int sampler_run(struct sampler *s, float *logits, int32_t *slot_token, struct sa
 
 /* Row i of a phase as a token, with n_top alternatives; -1: no logprob at all. text fields are 0.
  */
-struct engine_token sampler_token(const struct sampler_results *r, int phase, int i, int n_top);
+void sampler_token(const struct sampler_results *r, int phase, int i, int n_top,
+                   struct engine_token *out);
 
 #endif

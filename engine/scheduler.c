@@ -55,6 +55,19 @@ static void list_remove(struct sched_list *list, struct sched_seq *seq)
     list->n--;
 }
 
+static void queue(struct scheduler *s, struct sched_seq *seq)
+{
+    seq->n_waiting = seq->n_tokens;
+    s->waiting_tokens += seq->n_waiting;
+    list_insert(&s->waiting, seq);
+}
+
+static void unqueue(struct scheduler *s, struct sched_seq *seq)
+{
+    s->waiting_tokens -= seq->n_waiting;
+    list_remove(&s->waiting, seq);
+}
+
 int scheduler_init(struct scheduler *s, const struct sched_params *params, struct kv_slots *kv,
                    struct err *err)
 {
@@ -113,7 +126,7 @@ void scheduler_add(struct scheduler *s, struct sched_seq *seq)
     seq->n_preempted = 0;
     seq->slot = -1;
     seq->order = s->next_order++;
-    list_insert(&s->waiting, seq);
+    queue(s, seq);
 }
 
 static void unseat(struct scheduler *s, struct sched_seq *seq)
@@ -131,7 +144,7 @@ void scheduler_remove(struct scheduler *s, struct sched_seq *seq)
 {
     CHECK(seq->state != SEQ_IDLE);
     if (seq->state == SEQ_WAITING)
-        list_remove(&s->waiting, seq);
+        unqueue(s, seq);
     else
         unseat(s, seq);
     seq->state = SEQ_IDLE;
@@ -145,7 +158,7 @@ static void preempt(struct scheduler *s, struct sched_seq *seq)
     seq->state = SEQ_WAITING;
     seq->n_preempted++;
     s->n_preemptions++;
-    list_insert(&s->waiting, seq);
+    queue(s, seq);
     s->step.preempted[s->step.n_preempted++] = seq;
 }
 
@@ -258,7 +271,7 @@ static struct sched_seq *admit_next(struct scheduler *s)
     }
     seq->n_done = hit.n_tokens / scheduler_entry_tokens(s);
     seq->prefix_node = hit.node;
-    list_remove(&s->waiting, seq);
+    unqueue(s, seq);
     seq->slot = slot;
     seq->state = SEQ_PREFILL;
     s->n_seen += seq->n_seen_max;

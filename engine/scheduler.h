@@ -74,6 +74,7 @@ struct sched_seq {
     int32_t n_logits_done;    /* prompt rows (tokens) whose logits were handed out */
     int slot;                 /* -1 unless running */
     int n_preempted;
+    int32_t n_waiting;            /* tokens that it counts for while it waits */
     int32_t n_cached;             /* prompt tokens that were found when it was first seated */
     int32_t prefix_node;          /* of its last whole page in the cache */
     int32_t cuts[SCHED_MAX_CUTS]; /* [n_cuts] ascending: where chunks of its prompt end, so that */
@@ -103,6 +104,7 @@ struct sched_item {
     int32_t seat, context_row; /* SCHED_TOKEN: in the slab; the row of the context, in phase 0 */
     /* SCHED_WHOLE: pos0 is the block's first token; phases n_known to n_phases - 1 sample. */
     int32_t n_known, n_phases;
+    int32_t prev; /* the engine's: the sequence's item before it in the step; -1: none */
 };
 
 /* The position of the row that the item's k-th prompt logits are of. */
@@ -171,6 +173,7 @@ struct scheduler {
     uint64_t next_order;
     int64_t n_seen; /* penalty entries of all running sequences */
     int64_t n_preemptions;
+    int64_t waiting_tokens; /* of all that wait, as they were when they came */
 };
 
 int scheduler_init(struct scheduler *s, const struct sched_params *params, struct kv_slots *kv,

@@ -13,34 +13,35 @@
  * time between steps' ends in which the device works at none: on a GPU by events at a step's two
  * ends, on the CPU what no op accounts for.
  *
- * A Block Transformer's step gives one token too; its bytes are the mean over a block's: the block
- * decoder's weights and keys once a block, the token decoder's weights and slab every time.
+ * A Block Transformer's step here is a token of every sequence, the fourth part of a macro step;
+ * its bytes are the mean over a block's: the block decoder's weights and keys once a block, the
+ * token decoder's weights and slab every time.
  */
 #include "tests/bench/bench.h"
 
 #include "base/clock.h"
 #include "base/rng.h"
 #include "config/config.h"
-#include "engine/engine_state.h"
-#include "engine/model/stack_config.h"
 #include "tests/bench/read_speed.h"
+#include "tests/bench/step_limit.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_LIST        32
-#define MAX_BATCH       4096
+#define MAX_BATCH       16384
 #define BATCH_MAX_SEATS 256 /* seats opened for --batch max */
 #define TIMEOUT_NS      (3600 * (int64_t)1000000000)
 
 struct options {
     const char *batch, *context, *csv;
     int steps;
-    double ragged, read_bw;
-    bool shuffle_pages, no_prefill, ops;
+    double ragged, read_bw, tflops, temperature;
+    bool shuffle_pages, no_prefill, ops, no_ops;
     struct read_speed *read; /* NULL when read_bw is given */
 };
 
@@ -53,6 +54,7 @@ struct step_log {
     int per;     /* steps between two looks: a Block Transformer tells whole blocks */
     int n_steps; /* counted */
     int64_t wall_ns, device_ns, pages;
+    int64_t cpu_ns, last_cpu_ns; /* the engine thread's */
 };
 
 struct result {
@@ -60,6 +62,8 @@ struct result {
     int64_t pages; /* the most that were taken during counted steps */
     double density, kv_bytes, weight_bytes;
     double step_ms, tok_s, bytes, read_bw, limit_ms, pct, gap_pct;
+    double cpu_us;   /* of the engine thread, a row */
+    double flops_ms; /* of the step's products at --tflops; 0 without */
 };
 
 struct request_state {
@@ -73,6 +77,11 @@ static void on_wake(void *arg)
 {
     struct step_log *log = arg;
     struct engine_stats now;
+    struct timespec cpu;
+    int64_t cpu_ns;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+    cpu_ns = cpu.tv_sec * (int64_t)1000000000 + cpu.tv_nsec;
 
     pthread_mutex_lock(&log->mu);
     if (!log->e) {
@@ -86,11 +95,51 @@ static void on_wake(void *arg)
         log->n_steps += log->per;
         log->wall_ns += now.last_step_ns - log->last.last_step_ns;
         log->device_ns += now.device_ns - log->last.device_ns;
+        log->cpu_ns += cpu_ns - log->last_cpu_ns;
         /* Who ends with a step has given its pages back by now; earlier ones show them all. */
         log->pages = now.pages_used > log->pages ? now.pages_used : log->pages;
     }
     log->last = now;
+    log->last_cpu_ns = cpu_ns;
     pthread_mutex_unlock(&log->mu);
+}
+
+/* --no-ops: a device that takes no time and draws token 1. */
+
+static int do_nothing(void)
+{
+    return 0;
+}
+
+static int draw_one(struct backend *be, const struct sample_args *a, struct err *err)
+{
+    (void)be;
+    (void)err;
+    for (int i = 0; i < a->n_rows; i++)
+        a->result[i] = (struct sample_result){.token = 1};
+    return 0;
+}
+
+/* Takes the work out of every op that a step asks for; the engine has no step yet. */
+static void remove_ops(struct engine *e)
+{
+    static struct backend_ops ops;
+
+    ops = *e->be->ops;
+#define NO_OP(op, args)                                                                            \
+    ops.op = (int (*)(struct backend *, const struct args *, struct err *))(void *)do_nothing
+    NO_OP(embed, embed_args);
+    NO_OP(attn_in, attn_in_args);
+    NO_OP(attn, attn_args);
+    NO_OP(kv_append, kv_append_args);
+    NO_OP(attn_out, attn_out_args);
+    NO_OP(ffn, ffn_args);
+    NO_OP(logits, logits_args);
+    NO_OP(block_embed, block_embed_args);
+    NO_OP(block_to_prefix, block_to_prefix_args);
+#undef NO_OP
+    ops.sample = draw_one;
+    e->be->ops = &ops;
 }
 
 static void on_event(void *arg, const struct engine_event *event)
@@ -123,7 +172,7 @@ static int parse_list(const char *text, int *out, int most)
 }
 
 static int submit(struct engine *e, int n_prompt, int max_tokens, struct request_state *state,
-                  uint64_t seed)
+                  double temperature, uint64_t seed)
 {
     struct engine_request req = {.n_prompt = n_prompt, .user = state};
     int32_t *prompt = malloc((size_t)n_prompt * sizeof(*prompt));
@@ -139,7 +188,8 @@ static int submit(struct engine *e, int n_prompt, int max_tokens, struct request
     sampling_params_init(&req.sampling);
     req.prompt = prompt;
     req.sampling.max_tokens = max_tokens;
-    req.sampling.temperature = 0;
+    req.sampling.temperature = (float)temperature;
+    req.sampling.seed = seed;
     req.sampling.ignore_eos = true;
     *state = (struct request_state){.done = false};
     rc = engine_submit(e, &req, &id, &err);
@@ -166,86 +216,6 @@ static bool wait_all(struct engine *e, const struct request_state *states, int n
     return true;
 }
 
-/* Keys of one KV head that some query head of its group sees from position pos. */
-static int64_t keys_seen(struct kv_geom g, const int32_t *windows, int n_group, int pos)
-{
-    int64_t kept = kv_geom_keys_read(g, pos), widest = 0, seen;
-
-    for (int i = 0; i < n_group; i++)
-        widest = windows[i] > widest ? windows[i] : widest;
-    seen = g.n_sink + widest;
-    return kept < seen ? kept : seen;
-}
-
-/* Positions of keys that n tokens take, and tokens to a position. */
-static int entries_of(const struct engine *e, int n)
-{
-    return e->env.block ? block_config_entries(e->env.block, 0, n) : n;
-}
-
-static int entry_tokens(const struct engine *e)
-{
-    return e->env.block ? e->env.block->block_len : 1;
-}
-
-/* What a token reads of its block's slab: the prefixes, and the tokens before it. */
-static double slab_bytes(const struct engine *e)
-{
-    const struct block_config *b = e->env.block;
-    double keys = b ? b->n_prefix + (b->block_len - 1) / 2.0 : 0;
-
-    return b ? keys * 2 * b->token.n_layers * b->token.n_kv_heads * b->token.head_dim *
-                   (double)dtype_bytes(e->be->act_dtype)
-             : 0;
-}
-
-/* Key and value bytes that a token of a sequence of n reads at position pos. */
-static double kv_bytes_at(const struct engine *e, int n, int pos)
-{
-    const struct kv_shape *shape = &e->env.shape;
-    int n_heads = kv_shape_heads(shape), n_group = shape->n_heads / shape->n_kv_heads;
-    struct kv_geom *geom = calloc((size_t)n_heads, sizeof(*geom));
-    int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
-    double keys = 0;
-
-    if (!geom || !window)
-        abort();
-    plan_geometry(e->plan, entries_of(e, n), geom, window);
-    for (int i = 0; i < n_heads; i++)
-        keys += (double)keys_seen(geom[i], &window[i * n_group], n_group, pos / entry_tokens(e));
-    free(geom);
-    free(window);
-    keys /= entry_tokens(e);
-    return keys * 2 * shape->head_dim * (double)dtype_bytes(shape->dtype) + slab_bytes(e);
-}
-
-/* A Block Transformer's: the token decoder and the head, and a block's share of the rest. */
-static double block_weight_bytes(const struct engine *e)
-{
-    const struct model_config *mc = &e->model_config;
-    const struct block_config *b = &mc->block;
-    double esize = (double)dtype_bytes(e->env.shape.dtype), vocab = mc->vocab_size;
-    double once = vocab * (b->embed_dim + (mc->tie_embeddings ? 0 : b->token.dim)) * esize;
-    int64_t matrices, vectors;
-    double token;
-
-    stack_config_params(&b->token, &matrices, &vectors);
-    token = (double)matrices * esize + (double)vectors * sizeof(float);
-    token += vocab * b->token.dim * esize;
-    return token + ((double)e->info.weight_bytes - token - once) / b->block_len;
-}
-
-/* All weights but an embedding table of their own, of which a step reads a few rows. */
-static double weight_bytes_read(const struct engine *e)
-{
-    const struct model_config *mc = &e->model_config;
-    double table = (double)mc->vocab_size * mc->stack.dim * (double)dtype_bytes(e->env.shape.dtype);
-
-    if (e->env.block)
-        return block_weight_bytes(e);
-    return (double)e->info.weight_bytes - (mc->tie_embeddings ? 0 : table);
-}
-
 /* The length that sequence i is given: context, or less of it by up to `ragged`. */
 static int length_of(const struct options *opt, int i, int batch, int context)
 {
@@ -258,7 +228,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
                       int context, struct result *out)
 {
     /* Prompt tokens that pass while who is done with his own gives `per` tokens. */
-    int per = entry_tokens(e), chunk = e->sched.params.chunk_tokens * per;
+    int per = step_limit_entry_tokens(e), chunk = e->sched.params.chunk_tokens * per;
     struct request_state *states = calloc((size_t)batch, sizeof(*states));
     int64_t rows_before = 0, total = 0;
     double kv_bytes = 0;
@@ -274,7 +244,7 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
     log->batch = batch;
     log->per = per;
     log->n_steps = 0;
-    log->wall_ns = log->device_ns = log->pages = 0;
+    log->wall_ns = log->device_ns = log->pages = log->cpu_ns = 0;
     pthread_mutex_unlock(&log->mu);
     if (opt->shuffle_pages) {
         pthread_mutex_lock(&e->mu);
@@ -294,8 +264,8 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
             break;
         }
         rows_before += n_prompt;
-        kv_bytes += kv_bytes_at(e, length, length - opt->steps / 2 - 1);
-        rc = submit(e, n_prompt, length - n_prompt, &states[i], (uint64_t)i + 1);
+        kv_bytes += step_limit_kv_bytes(e, length, length - opt->steps / 2 - 1);
+        rc = submit(e, n_prompt, length - n_prompt, &states[i], opt->temperature, (uint64_t)i + 1);
     }
     if (rc == 0 && !wait_all(e, states, batch))
         rc = ERR_IO;
@@ -308,9 +278,10 @@ static int run_decode(struct engine *e, struct step_log *log, const struct optio
         out->step_ms = wall_ms;
         out->tok_s = batch * 1000.0 / wall_ms;
         out->pages = log->pages;
-        out->density = plan_kv_density(e->plan, entries_of(e, context));
+        out->cpu_us = (double)log->cpu_ns * 1e-3 / n_steps / batch;
+        out->density = plan_kv_density(e->plan, step_limit_entries(e, context));
         out->kv_bytes = kv_bytes;
-        out->weight_bytes = weight_bytes_read(e);
+        out->weight_bytes = step_limit_weight_bytes(e);
         out->bytes = out->weight_bytes + kv_bytes;
         out->gap_pct = 100.0 * (1.0 - (double)log->device_ns / (double)log->wall_ns);
     }
@@ -353,6 +324,8 @@ static int run_row(struct engine *e, struct step_log *log, const struct options 
     after = read_bw_now(opt, e->be);
     out->read_bw = before > after ? before : after;
     out->limit_ms = out->bytes / (out->read_bw * 1e6);
+    if (opt->tflops > 0)
+        out->flops_ms = step_limit_flops(e) * batch / (opt->tflops * 1e9);
     out->pct = 100.0 * out->limit_ms / out->step_ms;
     return 0;
 }
@@ -387,7 +360,7 @@ static int run_prefill(struct engine *e, int context, bool ops, double *tok_s, d
 
     for (int i = 0; i < 2; i++) {
         engine_get_stats(e, &before);
-        rc = submit(e, context - 1, 1, &state, 99);
+        rc = submit(e, context - 1, 1, &state, 0, 99);
         if (rc < 0)
             return rc;
         if (!wait_all(e, &state, 1))
@@ -401,31 +374,13 @@ static int run_prefill(struct engine *e, int context, bool ops, double *tok_s, d
     return 0;
 }
 
-/* Sequences of one context that the pool holds. */
-static int max_batch_at(const struct engine *e, int context)
-{
-    const struct kv_shape *shape = &e->env.shape;
-    struct kv_geom *geom = calloc((size_t)kv_shape_heads(shape), sizeof(*geom));
-    int32_t *window = calloc((size_t)shape->n_layers * shape->n_heads, sizeof(*window));
-    struct kv_need need;
-    int64_t n;
+static const char header[] =
+    "device,shape,plan,batch,context,prefill_tok_s,ttft_ms,step_ms,tok_s,"
+    "bytes,read_bw,limit_ms,pct,gap_pct,steps,"
+    "density_kv,weight_bytes,kv_bytes,pages,page_bytes,flops_ms,temperature\n";
 
-    if (!geom || !window)
-        abort();
-    plan_geometry(e->plan, entries_of(e, context), geom, window);
-    kv_need_init(&need, shape, geom, window, entries_of(e, context));
-    free(geom);
-    free(window);
-    n = e->info.n_pages / need.n_pages_limit;
-    return (int)(n < e->info.max_batch ? n : e->info.max_batch);
-}
-
-static const char header[] = "device,shape,plan,batch,context,prefill_tok_s,ttft_ms,step_ms,tok_s,"
-                             "bytes,read_bw,limit_ms,pct,gap_pct,steps,"
-                             "density_kv,weight_bytes,kv_bytes,pages,page_bytes\n";
-
-static void print_row(const struct engine *e, const struct result *r, double prefill_tok_s,
-                      double ttft_ms, FILE *csv)
+static void print_row(const struct engine *e, const struct options *opt, const struct result *r,
+                      double prefill_tok_s, double ttft_ms, FILE *csv)
 {
     const struct engine_info *info = engine_get_info(e);
     char shape[128];
@@ -436,15 +391,26 @@ static void print_row(const struct engine *e, const struct result *r, double pre
     printf("%6d %8d %13.1f %10.1f %9.3f %10.1f %9.1f %8.2f %9.3f %6.1f %6.1f %7.2f %9lld\n",
            r->batch, r->context, prefill_tok_s, ttft_ms, r->step_ms, r->tok_s, r->bytes * 1e-6,
            r->read_bw, r->limit_ms, r->pct, r->gap_pct, 100 * r->density, (long long)r->pages);
+    if (opt->no_ops)
+        printf("%15s the host's part: %.3f us of the engine thread a token\n", "", r->cpu_us);
+    if (r->flops_ms > 0) {
+        double overlap = r->flops_ms > r->limit_ms ? r->flops_ms : r->limit_ms;
+
+        printf(
+            "%15s products %.3f ms: %.2f %% of the limit if memory and products overlap, %.2f %% "
+            "one after the other\n",
+            "", r->flops_ms, 100 * overlap / r->step_ms,
+            100 * (r->flops_ms + r->limit_ms) / r->step_ms);
+    }
     fflush(stdout);
     if (csv)
         fprintf(csv,
                 "\"%s\",\"%s\",\"%s\",%d,%d,%.2f,%.3f,%.4f,%.2f,%.0f,%.3f,%.4f,%.2f,%.2f,%d,"
-                "%.6f,%.0f,%.0f,%lld,%lld\n",
+                "%.6f,%.0f,%.0f,%lld,%lld,%.4f,%g\n",
                 info->device, shape, info->plan, r->batch, r->context, prefill_tok_s, ttft_ms,
                 r->step_ms, r->tok_s, r->bytes, r->read_bw, r->limit_ms, r->pct, r->gap_pct,
                 r->n_steps, r->density, r->weight_bytes, r->kv_bytes, (long long)r->pages,
-                (long long)info->page_bytes);
+                (long long)info->page_bytes, r->flops_ms, opt->temperature);
 }
 
 static int run_all(struct engine *e, struct step_log *log, const struct options *opt, FILE *csv)
@@ -455,7 +421,7 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
 
     if (!is_max)
         n_batches = parse_list(opt->batch, batches, MAX_BATCH);
-    printf("%s; plan %s\n", e->info.device, e->info.plan);
+    printf("%s; plan %s; temperature %g\n", e->info.device, e->info.plan, opt->temperature);
     printf("%6s %8s %13s %10s %9s %10s %9s %8s %9s %6s %6s %7s %9s\n", "batch", "context",
            "prefill_tok/s", "ttft_ms", "step_ms", "tok/s", "MB/step", "GB/s", "limit_ms", "pct",
            "gap", "density", "pages");
@@ -469,7 +435,7 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
         for (int b = 0; b < n_batches && rc == 0; b++) {
             struct result r = {0};
 
-            int batch = is_max ? max_batch_at(e, contexts[c]) : batches[b];
+            int batch = is_max ? step_limit_batch(e, contexts[c]) : batches[b];
 
             if (batch < 1) {
                 fprintf(stderr, "spand-bench engine: the pool holds no sequence of %d tokens\n",
@@ -478,7 +444,7 @@ static int run_all(struct engine *e, struct step_log *log, const struct options 
             }
             rc = run_row(e, log, opt, batch, contexts[c], &r);
             if (rc == 0)
-                print_row(e, &r, prefill_tok_s, ttft_ms, csv);
+                print_row(e, opt, &r, prefill_tok_s, ttft_ms, csv);
         }
     }
     return rc;
@@ -521,8 +487,14 @@ int bench_engine(int argc, char **argv)
         {"shuffle_pages", CONFIG_BOOL, &opt.shuffle_pages, "Scatters the pages at random.", 0, 0},
         {"no_prefill", CONFIG_BOOL, &opt.no_prefill, "Leaves out the single prompts.", 0, 0},
         {"ops", CONFIG_BOOL, &opt.ops, "Prints each op's share of the single prompts.", 0, 0},
+        {"no_ops", CONFIG_BOOL, &opt.no_ops,
+         "On the CPU, leaves out all computing: what remains is the host's part of a step.", 0, 0},
         {"read_bw", CONFIG_DOUBLE, &opt.read_bw,
          "The memory's read bandwidth in GB/s; 0 measures the host's.", 0, 1e6},
+        {"tflops", CONFIG_DOUBLE, &opt.tflops,
+         "The device's TFLOP/s in products: then the limit counts them too. 0 leaves them out.", 0,
+         1e6},
+        {"temperature", CONFIG_DOUBLE, &opt.temperature, "Of all draws; 0 is greedy.", 0, 100},
         {"csv", CONFIG_PATH, &opt.csv, "Writes the table to this file.", 0, 0},
     };
     const int n_extras = (int)(sizeof(extras) / sizeof(extras[0]));
@@ -551,6 +523,13 @@ int bench_engine(int argc, char **argv)
         fprintf(stderr, "spand-bench engine: %s\n", err.msg);
         goto out;
     }
+    if (opt.no_ops && e->be->is_async) {
+        fprintf(stderr, "spand-bench engine: --no-ops is for device cpu\n");
+        rc = ERR_INVALID;
+        goto out;
+    }
+    if (opt.no_ops)
+        remove_ops(e);
     pthread_mutex_lock(&log.mu);
     log.e = e;
     pthread_mutex_unlock(&log.mu);

@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "config/config.h"
-#include "engine/engine.h"
+#include "tests/bench/step_limit.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -21,7 +21,7 @@
 
 struct options {
     int n_in, n_out, n_requests;
-    double ragged;
+    double ragged, temperature, top_p, read_bw, tflops;
     const char *csv;
 };
 
@@ -98,7 +98,9 @@ static int submit(struct engine *e, const struct options *o, int i, struct reque
             (int32_t)(rng_u64(5, (uint32_t)i, k) % (uint64_t)engine_get_info(e)->vocab_size);
     sampling_params_init(&req.sampling);
     req.prompt = prompt;
-    req.sampling.temperature = 0;
+    req.sampling.temperature = (float)o->temperature;
+    req.sampling.top_p = (float)o->top_p;
+    req.sampling.seed = (uint64_t)i;
     req.sampling.ignore_eos = true;
     req.sampling.max_tokens = length_of(o->n_out, o->ragged, (uint64_t)i, 2);
     *n_in += n_prompt;
@@ -106,6 +108,53 @@ static int submit(struct engine *e, const struct options *o, int i, struct reque
     rc = engine_submit(e, &req, &id, err);
     free(prompt);
     return rc;
+}
+
+/* Tokens a second that bandwidth and FLOP rate allow in the middle of the run. */
+struct load_limit {
+    double read_bw;         /* GB/s */
+    double overlap, serial; /* memory beside products, or one after the other */
+};
+
+/*
+ * A sequence half generated stands for all: seats are full, and each token brings its share of the
+ * prefill of a newcomer. As many seats as the pool holds of whole sequences.
+ */
+static struct load_limit find_limit(struct engine *e, const struct options *o, struct err *err)
+{
+    struct load_limit l = {.read_bw = o->read_bw};
+    int n_in = (int)(o->n_in * (1 - o->ragged / 2)), n_out = (int)(o->n_out * (1 - o->ragged / 2));
+    double batch = step_limit_batch(e, n_in + n_out), bytes_per_s, memory, products;
+
+    if (l.read_bw == 0 && e->be->is_async &&
+        e->be->ops->read_bandwidth(e->be, &bytes_per_s, err) == 0)
+        l.read_bw = bytes_per_s * 1e-9;
+    if (l.read_bw == 0 || batch == 0)
+        return l;
+    memory =
+        step_limit_weight_bytes(e) / batch + step_limit_kv_bytes(e, n_in + n_out, n_in + n_out / 2);
+    memory /= l.read_bw * 1e9;
+    products = o->tflops > 0 ? (step_limit_flops(e) + step_limit_prompt_flops(e) * n_in / n_out) /
+                                   (o->tflops * 1e12)
+                             : 0;
+    l.overlap = 1 / (memory > products ? memory : products);
+    l.serial = 1 / (memory + products);
+    return l;
+}
+
+static void print_limit(const struct engine *e, const struct options *o, const struct load_limit *l,
+                        double tok_s)
+{
+    struct step_limit_sample sample = step_limit_sample(e, o->n_in + o->n_out);
+
+    printf("    a sequence of %d tokens has %.3f MB of pages, %.3f MB of keys and values\n",
+           o->n_in + o->n_out, sample.page_bytes * 1e-6, sample.exact_bytes * 1e-6);
+    printf("    temperature %g, top_p %g\n", o->temperature, o->top_p);
+    if (l->overlap > 0)
+        printf("    limit at %.0f GB/s and %s%g TFLOP/s: %.0f tok/s if memory and products "
+               "overlap, reached %.1f %%; %.0f one after the other, %.1f %%\n",
+               l->read_bw, o->tflops > 0 ? "" : "uncounted ", o->tflops, l->overlap,
+               100 * tok_s / l->overlap, l->serial, 100 * tok_s / l->serial);
 }
 
 static int run(struct engine *e, struct progress *p, const struct options *o, FILE *csv,
@@ -117,7 +166,11 @@ static int run(struct engine *e, struct progress *p, const struct options *o, FI
     int n_left = o->n_requests, rc = 0;
     struct engine_stats stats;
     double seconds, middle, ttft_ms;
+    struct load_limit limit = find_limit(e, o, err);
 
+    begin = last = clock_ns();
+    if (err->code < 0)
+        rc = err->code;
     if (!states || !ttft)
         rc = err_set(err, ERR_NO_ROOM, "out of memory");
     for (int i = 0; i < o->n_requests; i++) /* before the first token is counted */
@@ -158,15 +211,18 @@ static int run(struct engine *e, struct progress *p, const struct options *o, FI
            engine_get_info(e)->max_batch, o->n_in, o->n_out, o->n_requests, seconds,
            (double)n_in / seconds, (double)n_out / seconds, middle, ttft_ms,
            (long long)stats.n_preemptions);
+    print_limit(e, o, &limit, middle);
     if (csv)
         fprintf(csv,
                 "device,model,batch,in,out,ragged,requests,seconds,prompt_tok_s,tok_s,middle_tok_s,"
-                "ttft_ms_p50,preemptions\n\"%s\",\"%s\",%d,%d,%d,%.3f,%d,%.3f,%.2f,%.2f,%.2f,%.2f,"
-                "%lld\n",
+                "ttft_ms_p50,preemptions,limit_overlap,limit_serial,temperature,top_p\n\"%s\",\"%"
+                "s\",%d,%d,%d,%.3f,%d,%.3f,%.2f,%.2f,%.2f,%.2f,"
+                "%lld,%.1f,%.1f,%g,%g\n",
                 engine_get_info(e)->device, engine_get_info(e)->model_id,
                 engine_get_info(e)->max_batch, o->n_in, o->n_out, o->ragged, o->n_requests, seconds,
                 (double)n_in / seconds, (double)n_out / seconds, middle, ttft_ms,
-                (long long)stats.n_preemptions);
+                (long long)stats.n_preemptions, limit.overlap, limit.serial, o->temperature,
+                o->top_p);
 out:
     pthread_mutex_lock(&p->mu);
     p->e = NULL;
@@ -178,17 +234,23 @@ out:
 
 static const char help[] =
     "spand-bench load --model DIR --in N --out N --requests N --max-batch N [flags]\n"
-    "Tokens per second of many requests, prompts and answers together; greedy.\n";
+    "Tokens per second of many requests, prompts and answers together.\n";
 
 int bench_load(int argc, char **argv)
 {
-    struct options o = {.n_in = 128, .n_out = 128, .n_requests = 64, .csv = ""};
+    struct options o = {.n_in = 128, .n_out = 128, .n_requests = 64, .top_p = 1, .csv = ""};
     const struct config_extra extras[] = {
         {"in", CONFIG_INT, &o.n_in, "Tokens of a prompt.", 1, 1 << 24},
         {"out", CONFIG_INT, &o.n_out, "Tokens of an answer.", 1, 1 << 24},
         {"requests", CONFIG_INT, &o.n_requests, "How many requests.", 1, 1000000},
         {"ragged", CONFIG_DOUBLE, &o.ragged,
          "Both lengths are drawn for each request, shorter by up to this share.", 0, 0.99},
+        {"temperature", CONFIG_DOUBLE, &o.temperature, "Of all draws; 0 is greedy.", 0, 100},
+        {"top_p", CONFIG_DOUBLE, &o.top_p, "Of all draws.", 0.001, 1},
+        {"read_bw", CONFIG_DOUBLE, &o.read_bw,
+         "GB/s of the memory, for the limit; 0 measures a GPU's.", 0, 1e6},
+        {"tflops", CONFIG_DOUBLE, &o.tflops,
+         "TFLOP/s of the device in products, for the limit; 0 leaves them out.", 0, 1e6},
         {"csv", CONFIG_PATH, &o.csv, "Writes the result to this file.", 0, 0},
     };
     const int n_extras = (int)(sizeof(extras) / sizeof(extras[0]));

@@ -259,8 +259,8 @@ static const struct {
     {"--no-metrics=1", "takes no value"},
     {"--help=1", "takes no value"},
     /* numbers */
-    {"--max-batch=0", "--max-batch: \"0\" is out of range, want 1..32768 sequences"},
-    {"--max-batch=32769", "is out of range, want 1..32768 sequences"},
+    {"--max-batch=0", "--max-batch: \"0\" is out of range, want 1..16384 sequences"},
+    {"--max-batch=16385", "is out of range, want 1..16384 sequences"},
     {"--max-batch=99999999999999999999", "is out of range"},
     {"--max-batch=-99999999999999999999", "is out of range"},
     {"--max-batch=", "\"\" is not a whole number"},
@@ -356,9 +356,9 @@ static const struct {
     {"{\"max-batch\": 1}", ERR_INVALID, "did you mean max_batch?"},
     {"{\"\": 1}", ERR_INVALID, "no such key"},
     {"{\"entirely_different\": 1}", ERR_INVALID, "entirely_different: no such key"},
-    {"{\"max_batch\": 0}", ERR_INVALID, ": max_batch: \"0\" is out of range, want 1..32768"},
+    {"{\"max_batch\": 0}", ERR_INVALID, ": max_batch: \"0\" is out of range, want 1..16384"},
     {"{\"max_batch\": 1e3}", ERR_INVALID,
-     "wrong JSON type (number with a fraction), want 1..32768"},
+     "wrong JSON type (number with a fraction), want 1..16384"},
     {"{\"max_batch\": \"8\"}", ERR_INVALID, "\"8\" has the wrong JSON type (string)"},
     {"{\"max_batch\": null}", ERR_INVALID, "wrong JSON type (null)"},
     {"{\"max_batch\": {\"a\": [1]}}", ERR_INVALID, "wrong JSON type (object)"},
@@ -400,7 +400,7 @@ END_TEST
 START_TEST(config__refuses_bad_variables)
 {
     assert_refused(load(NULL, ARGS("SPAND_MAX_BATCH=0"), NULL, 0), ERR_INVALID,
-                   "environment SPAND_MAX_BATCH: \"0\" is out of range, want 1..32768 sequences");
+                   "environment SPAND_MAX_BATCH: \"0\" is out of range, want 1..16384 sequences");
     assert_refused(load(NULL, ARGS("SPAND_MAX_BACTH=1"), NULL, 0), ERR_INVALID,
                    "SPAND_MAX_BACTH: no such variable; did you mean SPAND_MAX_BATCH?");
     assert_refused(load(NULL, ARGS("SPAND_Port=1"), NULL, 0), ERR_INVALID, "no such variable");

@@ -47,7 +47,7 @@ same_text() { # model
 for w in $what; do
     case $w in
     suites)
-        for s in cuda_mem cuda_ops cuda_attn_decode cuda_attn_prompt cuda_sample cuda_invariance cuda_model cuda_block cuda_grad; do
+        for s in cuda_mem cuda_ops cuda_attn_decode cuda_attn_prompt cuda_sample cuda_invariance cuda_model cuda_block cuda_engine cuda_grad; do
             CK_RUN_SUITE=$s
             export CK_RUN_SUITE
             run "${SUITE_LIMIT:-40}" "$s" "$dir/spand-cuda-tests"

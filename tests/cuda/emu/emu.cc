@@ -555,10 +555,22 @@ static void blas_gemm(const struct gemm_args *a, bool back, int ldx)
 
 template <typename T> static void blas_gemm_of(const struct gemm_args *a, bool back, int ldx)
 {
-    if (a->epilogue == GEMM_F32)
-        blas_gemm<T, float>(a, back, ldx);
+    struct gemm_args copy = *a;
+    struct weight w = *a->w;
+    std::function<void()> work = [copy, w, back, ldx]() {
+        struct gemm_args now = copy;
+
+        now.w = &w;
+        if (now.epilogue == GEMM_F32)
+            blas_gemm<T, float>(&now, back, ldx);
+        else
+            blas_gemm<T, T>(&now, back, ldx);
+    };
+
+    if (capture)
+        capture->push_back(work);
     else
-        blas_gemm<T, T>(a, back, ldx);
+        work();
 }
 
 static int blas_run(struct cuda_backend *cb, const struct gemm_args *a, bool back, int ldx)
