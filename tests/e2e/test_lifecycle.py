@@ -52,7 +52,7 @@ def test_drain_limit_cancels_what_is_left():
 
 @pytest.mark.parametrize("args,expect", [
     (["serve", "--max-bach", "3"], "max-batch"),
-    (["serve", "--max-batch", "0"], "1..4096"),
+    (["serve", "--max-batch", "0"], "1..16384"),
     (["serve", "--port", "70000"], "65535"),
     (["serve", "--config", "/no/such/file"], "/no/such/file"),
     (["serve", "--device", "tpu"], "device"),
