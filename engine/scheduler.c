@@ -266,8 +266,8 @@ static struct sched_seq *admit_next(struct scheduler *s)
         return NULL;
     if (seq->n_preempted == 0) {
         seq->n_cached = hit.n_tokens > seq->lead ? hit.n_tokens - seq->lead : 0;
-        s->n_prefix_asked += hit.n_shareable;
-        s->n_prefix_found += hit.n_tokens;
+        s->n_prefix_asked += hit.n_shareable > seq->lead ? hit.n_shareable - seq->lead : 0;
+        s->n_prefix_found += seq->n_cached;
     }
     seq->n_done = hit.n_tokens / scheduler_entry_tokens(s);
     seq->prefix_node = hit.node;

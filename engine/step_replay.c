@@ -138,7 +138,7 @@ static int open_scheduler(struct replay *r, const json_t *o, struct err *err)
         rc = scheduler_init(&r->sched, &params, &r->kv, err);
     r->has_sched = rc == 0;
     if (rc == 0 && json_is_true(json_object_get(o, "prefix_cache"))) {
-        rc = prefix_cache_init(&r->cache, &r->kv, entry_tokens(r), err);
+        rc = prefix_cache_init(&r->cache, &r->kv, entry_tokens(r), params.block_len > 0, err);
         r->has_cache = rc == 0;
         r->sched.cache = rc == 0 ? &r->cache : NULL;
     }
@@ -217,11 +217,11 @@ static int find_seq(const struct replay *r, uint64_t id)
     return -1;
 }
 
-/* The page's hash, twice in its tokens; what is behind the last whole page is compared by nobody.
- */
+/* The hash of a page, or block, in two of its tokens; what is behind the last is compared by
+ * nobody. */
 static int fill_tokens(struct replay *r, struct replay_seq *s, const json_t *pages, struct err *err)
 {
-    int page = r->kv.shape.page_entries * entry_tokens(r);
+    int page = r->sched.params.block_len ? r->sched.params.block_len : r->kv.shape.page_entries;
 
     if ((int64_t)json_array_size(pages) != (s->seq.lead + s->seq.n_prompt) / page)
         return bad(r, err, "pages are not those of the prompt");
@@ -229,7 +229,8 @@ static int fill_tokens(struct replay *r, struct replay_seq *s, const json_t *pag
         int64_t h = json_integer_value(json_array_get(pages, i));
 
         s->tokens[i * (size_t)page] = (int32_t)(h & 0x7fffffff);
-        s->tokens[i * (size_t)page + 1] = (int32_t)(h >> 31 & 0x7fffffff);
+        if (page > 1)
+            s->tokens[i * (size_t)page + 1] = (int32_t)(h >> 31 & 0x7fffffff);
     }
     return 0;
 }

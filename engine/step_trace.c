@@ -163,17 +163,15 @@ static int64_t name_geom(struct step_trace *t, const struct kv_geom *geom)
     return t->n_geoms++;
 }
 
-/* Whole pages of the prompt: all that the prefix cache compares. */
+/* Whole pages or blocks of the prompt, each with all before it: what the prefix cache compares. */
 static void add_pages(struct step_trace *t, const struct scheduler *s, const struct sched_seq *seq)
 {
-    int page = s->kv->shape.page_entries * (s->params.block_len ? s->params.block_len : 1);
+    int page = s->params.block_len ? s->params.block_len : s->kv->shape.page_entries;
     const int32_t *tokens = seq->tokens - seq->lead;
-    uint64_t key = mix(mix(t->secret, seq->key.a), seq->key.b);
+    uint64_t key = mix(mix(t->secret, seq->key.a), seq->key.b), h = t->secret;
 
     strbuf_addf(&t->line, ",\"key\":%lld,\"pages\":[", shown(key));
     for (int32_t at = 0; at + page <= seq->lead + seq->n_prompt; at += page) {
-        uint64_t h = t->secret;
-
         for (int i = 0; i < page; i++)
             h = mix(h, (uint32_t)tokens[at + i]);
         strbuf_addf(&t->line, "%s%lld", at ? "," : "", shown(h));

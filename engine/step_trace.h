@@ -14,8 +14,9 @@
  *   {"clear":true}                                               the prefix cache was emptied
  *
  * Numbers in the lists are request ids; a prefill entry is [id, first position, rows]. No tokens of
- * prompts: their whole pages are hashed with a secret that is not kept. Engine thread only. Lines
- * are buffered and written when the engine idles, so a trace costs little.
+ * prompts: their whole pages, or blocks, are hashed with all before them and with a secret that is
+ * not kept. Engine thread only. Lines are buffered and written when the engine idles, so a trace
+ * costs little.
  */
 #ifndef STEP_TRACE_H
 #define STEP_TRACE_H

@@ -132,17 +132,25 @@ static void take_pages(struct kv_slots *ks, int slot, int32_t n_tokens)
     s->n_room = room < s->n_limit ? room : s->n_limit;
 }
 
+static void hold_pages(struct kv_slots *ks, const int32_t *pages, int64_t n, bool hold)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (hold)
+            kv_pool_share(&ks->pool, pages[i]);
+        else
+            kv_pool_give(&ks->pool, pages[i]);
+    }
+}
+
 /* References to the shared pages, so that nobody reclaims them while others are taken. */
 static void hold_shared(struct kv_slots *ks, const struct kv_shared *shared, bool hold)
 {
-    int64_t n = shared ? (int64_t)shared->n * kv_shape_heads(&ks->shape) : 0;
+    int n_heads = kv_shape_heads(&ks->shape);
 
-    for (int64_t i = 0; i < n; i++) {
-        if (hold)
-            kv_pool_share(&ks->pool, shared->pages[i]);
-        else
-            kv_pool_give(&ks->pool, shared->pages[i]);
-    }
+    if (shared)
+        hold_pages(ks, shared->pages, (int64_t)shared->n * n_heads, hold);
+    if (shared && shared->part)
+        hold_pages(ks, shared->part, n_heads, hold);
 }
 
 /* The slot's first pages; their references are held already. */
@@ -157,6 +165,19 @@ static void put_shared(struct kv_slots *ks, int slot, const struct kv_shared *sh
         ks->head_pages[at + i] = shared->n;
         ks->slots[slot].n_pages += shared->n;
         ks->slots[slot].n_shared += shared->n;
+    }
+}
+
+/* Copies of the part into the pages behind the shared ones; its references are held already. */
+static void copy_part(const struct kv_slots *ks, int slot, const struct kv_shared *shared,
+                      struct kv_copies *copies)
+{
+    int n_heads = kv_shape_heads(&ks->shape);
+    size_t at = (size_t)slot * n_heads;
+
+    for (int i = 0; i < n_heads; i++) {
+        CHECK(ks->head_pages[at + i] > shared->n);
+        kv_copies_add(copies, shared->part[i], ks->page_table[ks->head_base[at + i] + shared->n]);
     }
 }
 
@@ -203,7 +224,8 @@ static int seat(struct kv_slots *ks, const struct kv_need *need)
 }
 
 int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                        int64_t headroom, const struct kv_shared *shared)
+                        int64_t headroom, const struct kv_shared *shared,
+                        struct kv_copies *copies)
 {
     int64_t n_shared = shared ? (int64_t)shared->n * kv_shape_heads(&ks->shape) : 0;
     int slot;
@@ -222,6 +244,8 @@ int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t
     slot = seat(ks, need);
     put_shared(ks, slot, shared);
     take_pages(ks, slot, n_tokens);
+    if (shared && shared->part)
+        copy_part(ks, slot, shared, copies);
     return slot;
 }
 

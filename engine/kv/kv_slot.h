@@ -36,6 +36,7 @@ struct kv_need {
 struct kv_shared {
     int32_t n;            /* of each head */
     const int32_t *pages; /* [n, n_layers * n_kv_heads] */
+    const int32_t *part;  /* [n_layers * n_kv_heads] those behind them begin alike; NULL: none */
 };
 
 /* Copies of whole pages, for the device to make. */
@@ -88,16 +89,19 @@ bool kv_slots_could_hold(const struct kv_slots *ks, const struct kv_need *need);
 
 /*
  * Seats a sequence with room for n_tokens and leaves `headroom` pages free. Its first pages are the
- * shared ones, if there are any (NULL: none); each gets a reference more. The slot's number, or
- * ERR_NO_ROOM with nothing changed.
+ * shared ones, if there are any (NULL: none); each gets a reference more. Of a part the slot gets
+ * copies, in pages of its own: they are added to *copies, and each source gets a reference, which
+ * is the caller's to drop; n_tokens must reach into them. The slot's number, or ERR_NO_ROOM with
+ * nothing changed.
  */
 int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                        int64_t headroom, const struct kv_shared *shared);
+                        int64_t headroom, const struct kv_shared *shared,
+                        struct kv_copies *copies);
 
 static inline int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
                                int64_t headroom)
 {
-    return kv_slot_take_shared(ks, need, n_tokens, headroom, NULL);
+    return kv_slot_take_shared(ks, need, n_tokens, headroom, NULL, NULL);
 }
 
 /*

@@ -12,9 +12,14 @@
 struct prefix_node {
     struct prefix_key key;
     int32_t parent, n_children;
-    uint32_t hash;
-    int32_t next_hash;    /* of the same hash */
+    int32_t n;            /* grains of the page that it has */
     int32_t newer, older; /* by last use; `newer` links free nodes too */
+};
+
+/* The first grains of a node: one link for each number of them, in the list of their hash. */
+struct prefix_link {
+    uint32_t hash;
+    int32_t next, prev; /* -1: none */
 };
 
 static int32_t *tokens_of(const struct prefix_cache *c, int32_t node)
@@ -27,29 +32,61 @@ static int32_t *pages_of(const struct prefix_cache *c, int32_t node)
     return &c->pages[(int64_t)node * c->n_heads];
 }
 
-static uint32_t hash_of(const struct prefix_cache *c, struct prefix_key key, int32_t parent,
-                        const int32_t *tokens)
+/* The page of the slot's head h. */
+static int32_t slot_page(const struct prefix_cache *c, int slot, int h, int32_t page)
+{
+    return c->kv->page_table[c->kv->head_base[(size_t)slot * c->n_heads + h] + page];
+}
+
+/* hashes[i]: of the first i + 1 grains of what stands behind the parent. */
+static void hash_grains(uint32_t *hashes, const struct prefix_cache *c, struct prefix_key key,
+                        int32_t parent, const int32_t *tokens, int32_t n)
 {
     uint64_t h = (key.a ^ (uint64_t)(uint32_t)parent * 0x9e3779b97f4a7c15u) + key.b;
 
-    for (int i = 0; i < c->page_tokens; i++)
-        h = (h ^ (uint32_t)tokens[i]) * 0xff51afd7ed558ccdu + (h >> 29);
-    return (uint32_t)(h >> 32);
+    for (int32_t i = 0; i < n; i++) {
+        for (int k = 0; k < c->grain_tokens; k++)
+            h = (h ^ (uint32_t)*tokens++) * 0xff51afd7ed558ccdu + (h >> 29);
+        hashes[i] = (uint32_t)(h >> 32);
+    }
 }
 
-static int32_t lookup(const struct prefix_cache *c, struct prefix_key key, int32_t parent,
-                      const int32_t *tokens, uint32_t hash)
+static int32_t *bucket_of(const struct prefix_cache *c, uint32_t hash)
 {
-    int32_t node = c->table[hash & (uint32_t)(c->n_table - 1)];
+    return &c->table[hash & (uint32_t)(c->n_table - 1)];
+}
 
-    for (; node >= 0; node = c->nodes[node].next_hash) {
-        const struct prefix_node *n = &c->nodes[node];
+/* A node behind the parent that begins with these n grains. */
+static int32_t lookup(const struct prefix_cache *c, struct prefix_key key, int32_t parent,
+                      const int32_t *tokens, int32_t n, uint32_t hash)
+{
+    size_t bytes = (size_t)n * c->grain_tokens * sizeof(*tokens);
 
-        if (n->hash == hash && n->parent == parent && n->key.a == key.a && n->key.b == key.b &&
-            !memcmp(tokens_of(c, node), tokens, (size_t)c->page_tokens * sizeof(*tokens)))
-            return node;
+    for (int32_t at = *bucket_of(c, hash); at >= 0; at = c->links[at].next) {
+        const struct prefix_node *node = &c->nodes[at / c->n_grains];
+
+        if (c->links[at].hash == hash && at % c->n_grains == n - 1 && node->parent == parent &&
+            node->key.a == key.a && node->key.b == key.b &&
+            !memcmp(tokens_of(c, at / c->n_grains), tokens, bytes))
+            return at / c->n_grains;
     }
     return PREFIX_NONE;
+}
+
+/* The node that has most of n grains in common with the tokens: *n_same of them, at least 1. */
+static int32_t lookup_longest(const struct prefix_cache *c, struct prefix_key key, int32_t parent,
+                              const int32_t *tokens, int32_t n, int32_t *n_same)
+{
+    uint32_t hashes[KV_TILE];
+    int32_t node = PREFIX_NONE;
+
+    hash_grains(hashes, c, key, parent, tokens, n);
+    for (*n_same = n; *n_same > 0; --*n_same) {
+        node = lookup(c, key, parent, tokens, *n_same, hashes[*n_same - 1]);
+        if (node >= 0)
+            break;
+    }
+    return node;
 }
 
 static void unlink_use(struct prefix_cache *c, int32_t node)
@@ -93,15 +130,36 @@ static bool is_idle(const struct prefix_cache *c, int32_t node)
     return c->kv->pool.n_refs[pages_of(c, node)[0]] == 1;
 }
 
+static void put_link(struct prefix_cache *c, int32_t at, uint32_t hash)
+{
+    int32_t *bucket = bucket_of(c, hash);
+
+    c->links[at] = (struct prefix_link){.hash = hash, .next = *bucket, .prev = -1};
+    if (*bucket >= 0)
+        c->links[*bucket].prev = at;
+    *bucket = at;
+}
+
+static void drop_link(struct prefix_cache *c, int32_t at)
+{
+    const struct prefix_link *link = &c->links[at];
+
+    if (link->next >= 0)
+        c->links[link->next].prev = link->prev;
+    if (link->prev >= 0)
+        c->links[link->prev].next = link->next;
+    else
+        *bucket_of(c, link->hash) = link->next;
+}
+
 static void drop(struct prefix_cache *c, int32_t node)
 {
     struct prefix_node *n = &c->nodes[node];
-    int32_t *link = &c->table[n->hash & (uint32_t)(c->n_table - 1)];
 
     CHECK(n->n_children == 0);
-    while (*link != node)
-        link = &c->nodes[*link].next_hash;
-    *link = n->next_hash;
+    for (int32_t i = 0; i < n->n; i++)
+        drop_link(c, node * c->n_grains + i);
+    c->node_of[pages_of(c, node)[0]] = PREFIX_NONE;
     unlink_use(c, node);
     if (n->parent >= 0)
         c->nodes[n->parent].n_children--;
@@ -132,38 +190,50 @@ static bool drop_oldest(void *arg)
     return drop_oldest_node(c) || kv_snapshots_drop_oldest(&c->snapshots);
 }
 
-int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tokens,
+static int no_room(struct prefix_cache *c, struct err *err)
+{
+    int n = c->n_nodes_max;
+
+    c->kv = NULL; /* nobody was promised anything yet */
+    prefix_cache_release(c);
+    return err_set(err, ERR_NO_ROOM, "prefix cache: no memory for %d nodes", n);
+}
+
+int prefix_cache_init(struct prefix_cache *c, struct kv_slots *kv, int entry_tokens, bool has_parts,
                       struct err *err)
 {
-    size_t n, n_heads = (size_t)kv_shape_heads(&kv->shape);
+    size_t n, n_heads = (size_t)kv_shape_heads(&kv->shape), n_pages = (size_t)kv->pool.n_pages;
+    int n_grains = has_parts ? kv->shape.page_entries : 1;
 
     *c = (struct prefix_cache){.kv = kv,
                                .n_heads = (int)n_heads,
                                .page_tokens = kv->shape.page_entries * entry_tokens,
-                               .n_nodes_max = (int)((size_t)kv->pool.n_pages / n_heads),
+                               .grain_tokens = kv->shape.page_entries * entry_tokens / n_grains,
+                               .n_grains = n_grains,
+                               .n_nodes_max = (int)(n_pages / n_heads),
                                .free_node = PREFIX_NONE,
                                .newest = PREFIX_NONE,
                                .oldest = PREFIX_NONE,
                                .n_table = 64};
     n = (size_t)c->n_nodes_max + 1;
-    while (c->n_table < 2 * c->n_nodes_max)
+    if (n * (size_t)n_grains > INT32_MAX / 4) /* links are numbered */
+        return no_room(c, err);
+    while ((size_t)c->n_table < 2 * n * (size_t)n_grains)
         c->n_table *= 2;
     c->nodes = calloc(n, sizeof(*c->nodes));
+    c->links = calloc(n * (size_t)n_grains, sizeof(*c->links));
     c->tokens = calloc(n * (size_t)c->page_tokens, sizeof(*c->tokens));
     c->pages = calloc(n * n_heads, sizeof(*c->pages));
+    c->node_of = malloc(n_pages * sizeof(*c->node_of));
     c->hit_pages = calloc(n * n_heads, sizeof(*c->hit_pages));
-    c->table = calloc((size_t)c->n_table, sizeof(*c->table));
-    if (!c->nodes || !c->tokens || !c->pages || !c->hit_pages || !c->table) {
-        c->kv = NULL;
-        prefix_cache_release(c);
-        return err_set(err, ERR_NO_ROOM, "prefix cache: no memory for %d nodes", c->n_nodes_max);
-    }
-    if (kv_snapshots_init(&c->snapshots, kv, err) < 0) {
-        c->kv = NULL;
-        prefix_cache_release(c);
-        return ERR_NO_ROOM;
-    }
+    c->table = malloc((size_t)c->n_table * sizeof(*c->table));
+    if (!c->nodes || !c->links || !c->tokens || !c->pages || !c->node_of || !c->hit_pages ||
+        !c->table)
+        return no_room(c, err);
+    if (kv_snapshots_init(&c->snapshots, kv, err) < 0)
+        return no_room(c, err);
     memset(c->table, 0xff, (size_t)c->n_table * sizeof(*c->table));
+    memset(c->node_of, 0xff, n_pages * sizeof(*c->node_of));
     for (int32_t i = c->n_nodes_max - 1; i >= 0; i--) {
         c->nodes[i].newer = c->free_node;
         c->free_node = i;
@@ -177,8 +247,10 @@ void prefix_cache_release(struct prefix_cache *c)
     if (c->kv)
         kv_pool_set_reclaim(&c->kv->pool, NULL, NULL);
     free(c->nodes);
+    free(c->links);
     free(c->tokens);
     free(c->pages);
+    free(c->node_of);
     free(c->hit_pages);
     free(c->table);
     kv_snapshots_release(&c->snapshots);
@@ -196,63 +268,117 @@ bool prefix_cache_suits(const struct kv_shape *shape, const struct kv_need *need
     return true;
 }
 
+/* Puts the node's pages behind those that were found. */
+static const int32_t *put_hit(struct prefix_cache *c, int32_t page, int32_t node)
+{
+    int32_t *at = &c->hit_pages[(int64_t)page * c->n_heads];
+
+    memcpy(at, pages_of(c, node), (size_t)c->n_heads * sizeof(*at));
+    return at;
+}
+
+/* The most grains, but not the whole page, that stand behind the whole pages of the hit. */
+static void find_part(struct prefix_cache *c, struct prefix_key key, const int32_t *tokens,
+                      int32_t n, struct prefix_hit *hit)
+{
+    int32_t most = (n - hit->n_tokens) / c->grain_tokens, n_same, node;
+
+    if (most > c->n_grains - 1)
+        most = c->n_grains - 1;
+    node = lookup_longest(c, key, hit->node, tokens + hit->n_tokens, most, &n_same);
+    if (node < 0)
+        return;
+    hit->shared.part = put_hit(c, hit->shared.n, node);
+    hit->n_tokens += n_same * c->grain_tokens;
+    touch(c, node);
+}
+
 struct prefix_hit prefix_cache_find(struct prefix_cache *c, struct prefix_key key,
                                     const int32_t *tokens, int32_t n)
 {
     struct prefix_hit hit = {.node = PREFIX_NONE};
+    uint32_t hashes[KV_TILE];
 
     while (hit.n_tokens + c->page_tokens <= n) {
         const int32_t *page = tokens + hit.n_tokens;
-        int32_t node = lookup(c, key, hit.node, page, hash_of(c, key, hit.node, page));
+        int32_t node;
 
+        hash_grains(hashes, c, key, hit.node, page, c->n_grains);
+        node = lookup(c, key, hit.node, page, c->n_grains, hashes[c->n_grains - 1]);
         if (node < 0)
             break;
-        memcpy(&c->hit_pages[(int64_t)hit.shared.n * c->n_heads], pages_of(c, node),
-               (size_t)c->n_heads * sizeof(*c->hit_pages));
-        hit.shared.n++;
+        put_hit(c, hit.shared.n++, node);
         hit.n_tokens += c->page_tokens;
         hit.node = node;
     }
     hit.shared.pages = c->hit_pages;
     touch(c, hit.node);
+    find_part(c, key, tokens, n, &hit);
     return hit;
 }
 
-int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t parent,
-                         const int32_t *tokens, int slot, int32_t page)
+/* A node with no grain yet. A page belongs to one at most, so there are nodes as long as there are
+ * pages. */
+static int32_t new_node(struct prefix_cache *c, struct prefix_key key, int32_t parent, int slot,
+                        int32_t page)
 {
-    uint32_t hash = hash_of(c, key, parent, tokens);
-    int32_t node = lookup(c, key, parent, tokens, hash);
-    size_t at = (size_t)slot * c->n_heads;
-    struct prefix_node *n;
+    int32_t node = c->free_node;
 
-    if (node >= 0) {
-        touch(c, node);
-        return pages_of(c, node)[0] == c->kv->page_table[c->kv->head_base[at] + page]
-                   ? node
-                   : PREFIX_FOREIGN;
-    }
-    /* A page belongs to one node at most, so there are nodes as long as there are pages. */
-    CHECK(c->free_node >= 0);
-    node = c->free_node;
-    n = &c->nodes[node];
-    c->free_node = n->newer;
-    *n = (struct prefix_node){.key = key, .parent = parent, .hash = hash};
-    memcpy(tokens_of(c, node), tokens, (size_t)c->page_tokens * sizeof(*tokens));
+    CHECK(node >= 0);
+    c->free_node = c->nodes[node].newer;
+    c->nodes[node] = (struct prefix_node){.key = key, .parent = parent};
     for (int h = 0; h < c->n_heads; h++) {
-        int32_t p = c->kv->page_table[c->kv->head_base[at + h] + page];
+        int32_t p = slot_page(c, slot, h, page);
 
         pages_of(c, node)[h] = p;
         kv_pool_cache(&c->kv->pool, p);
     }
-    n->next_hash = c->table[hash & (uint32_t)(c->n_table - 1)];
-    c->table[hash & (uint32_t)(c->n_table - 1)] = node;
+    c->node_of[pages_of(c, node)[0]] = node;
     if (parent >= 0)
         c->nodes[parent].n_children++;
     link_use(c, node);
-    touch(c, node);
     c->n_nodes++;
     return node;
+}
+
+/* The node has the first n grains of its page from now on. */
+static void extend(struct prefix_cache *c, int32_t node, const int32_t *tokens, int32_t n)
+{
+    struct prefix_node *p = &c->nodes[node];
+    uint32_t hashes[KV_TILE];
+
+    memcpy(tokens_of(c, node), tokens, (size_t)n * c->grain_tokens * sizeof(*tokens));
+    hash_grains(hashes, c, p->key, p->parent, tokens, n);
+    for (; p->n < n; p->n++)
+        put_link(c, node * c->n_grains + p->n, hashes[p->n]);
+}
+
+int32_t prefix_cache_add(struct prefix_cache *c, struct prefix_key key, int32_t parent,
+                         const int32_t *tokens, int32_t n_tokens, int slot, int32_t page)
+{
+    int32_t own = c->node_of[slot_page(c, slot, 0, page)], n = n_tokens / c->grain_tokens;
+    bool is_whole = n == c->n_grains;
+    int32_t n_same, known;
+
+    CHECK(n > 0);
+    CHECK(n <= c->n_grains);
+    if (own < 0 || c->nodes[own].n < n) {
+        known = lookup_longest(c, key, parent, tokens, n, &n_same);
+        if (known >= 0 && n_same == n) {
+            /* Another's page has it all. */
+            if (own >= 0)
+                drop(c, own);
+            touch(c, known);
+            return is_whole ? PREFIX_FOREIGN : parent;
+        }
+        if (known >= 0 && known != own && c->nodes[known].n == n_same)
+            drop(c, known); /* the new one begins with it */
+        if (own < 0)
+            own = new_node(c, key, parent, slot, page);
+        extend(c, own, tokens, n);
+    }
+    touch(c, own);
+    return is_whole ? own : parent;
 }
 
 void prefix_cache_clear(struct prefix_cache *c)

@@ -6,15 +6,14 @@
 #include "base/file_map.h"
 #include "base/json_file.h"
 #include "base/rng.h"
+#include "tests/engine/block_dir.h"
 #include "tests/engine/engine_fixture.h"
 #include "tests/lib/test.h"
 
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define MAX_TOKENS 300
 #define TIMEOUT_S  60
@@ -24,43 +23,8 @@ static const char *const variants[] = {
     "neox_p1",     "neox_seq",     "llama_concat", "llama_project", "llama_len8"};
 #define N_VARIANTS (int)(sizeof(variants) / sizeof(variants[0]))
 
-static char dir[64];
+static char dir[BLOCK_DIR_LEN];
 static bool by_tokens; /* steps of one token instead of whole blocks */
-
-static void link_file(const char *from, const char *name)
-{
-    char path[128], relative[512], target[PATH_MAX];
-
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
-    snprintf(relative, sizeof(relative), "%s/%s", from, name);
-    ck_assert_ptr_nonnull(realpath(relative, target));
-    ck_assert_int_eq(symlink(target, path), 0);
-}
-
-static void release_dir(void)
-{
-    static const char *const names[] = {"config.json", "model.safetensors", "tokenizer.json"};
-    char path[128];
-
-    for (int i = 0; i < 3; i++) {
-        snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
-        unlink(path);
-    }
-    rmdir(dir);
-}
-
-/* A golden folder with a tokenizer: ids are all that these tests look at. */
-static void make_dir(const char *variant)
-{
-    char from[512];
-
-    strcpy(dir, "/tmp/spand-test-blocks-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(dir));
-    snprintf(from, sizeof(from), "%s/%s", test_path("tests/golden/block"), variant);
-    link_file(from, "config.json");
-    link_file(from, "model.safetensors");
-    link_file(test_path("tests/fixtures/engine/tiny"), "tokenizer.json");
-}
 
 static struct engine *open_hooked(const char *variant, const char *const *more,
                                   const struct engine_hooks *hooks)
@@ -72,7 +36,7 @@ static struct engine *open_hooked(const char *variant, const char *const *more,
 
     if (by_tokens)
         flags[n++] = "--no-whole-blocks";
-    make_dir(variant);
+    block_dir_make(dir, variant);
     for (; more && *more; more++)
         flags[n++] = *more;
     e = engine_fixture_open(flags, hooks);
@@ -88,7 +52,7 @@ static struct engine *open_engine(const char *variant, const char *const *more)
 static void close_engine(struct engine *e)
 {
     engine_close(e);
-    release_dir();
+    block_dir_remove(dir);
 }
 
 static int read_ids(int32_t *out, const json_t *list)
@@ -478,8 +442,8 @@ START_TEST(engine_blocks__scarce_pages_change_nothing)
 }
 END_TEST
 
-/* Whole pages of blocks are found again, the start block with them; answers stay what they are. */
-START_TEST(engine_blocks__prompts_share_pages)
+/* Blocks are found again, the start block with them; answers stay what they are. */
+START_TEST(engine_blocks__prompts_share_blocks)
 {
     const char *more[] = {"--page-entries", "8", NULL};
     struct engine *e = open_engine("neox_concat", more);
@@ -493,13 +457,13 @@ START_TEST(engine_blocks__prompts_share_pages)
     ck_assert(engine_fixture_run(e, &req, &first));
     ck_assert_int_eq(first.n_cached_tokens, 0);
     ck_assert(engine_fixture_run(e, &req, &second));
-    /* 31 blocks with the first: three whole pages, without the start block's four tokens. */
-    ck_assert_int_eq(second.n_cached_tokens, 3 * 8 * 4 - 4);
+    /* 31 blocks with the first, whose last one must be computed. */
+    ck_assert_int_eq(second.n_cached_tokens, 29 * 4);
     ck_assert(collected_same(&first, &second));
     collected_release(&second);
-    g.prompt[60] = 0; /* in block 16, the first of the third page */
+    g.prompt[71] = 0; /* the last token of block 18, the third of the third page */
     ck_assert(engine_fixture_run(e, &req, &second));
-    ck_assert_int_eq(second.n_cached_tokens, 2 * 8 * 4 - 4);
+    ck_assert_int_eq(second.n_cached_tokens, 17 * 4);
     collected_release(&first);
     collected_release(&second);
     close_engine(e);
@@ -565,9 +529,9 @@ START_TEST(engine_blocks__refuses_what_is_not_built)
 {
     const char *all[] = {"--model", dir, "--device", "cpu", "--plan", "streaming:4,60", NULL};
 
-    make_dir("neox_concat");
+    block_dir_make(dir, "neox_concat");
     ck_assert_ptr_null(engine_fixture_open(all, NULL));
-    release_dir();
+    block_dir_remove(dir);
 }
 END_TEST
 
@@ -596,7 +560,7 @@ TEST_SUITE(engine_blocks)
     tcase_add_loop_test(tc, engine_blocks__tells_logprobs_of_prompts, 0, 15);
     tcase_add_test(tc, engine_blocks__tells_logprobs_from_a_token_on);
     tcase_add_loop_test(tc, engine_blocks__scarce_pages_change_nothing, 0, 8);
-    tcase_add_test(tc, engine_blocks__prompts_share_pages);
+    tcase_add_test(tc, engine_blocks__prompts_share_blocks);
     tcase_add_test(tc, engine_blocks__refuses_what_is_not_built);
     tcase_add_checked_fixture(tokens, by_tokens_setup, NULL);
     add_tests(tokens);

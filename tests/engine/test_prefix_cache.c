@@ -575,14 +575,14 @@ START_TEST(prefix_cache__builds_on_no_page_of_others)
     int first, second, node;
 
     ck_assert_int_eq(kv_slots_init(&kv, &shape, 2, 8, 16, &err), 0);
-    ck_assert_int_eq(prefix_cache_init(&cache, &kv, 1, &err), 0);
+    ck_assert_int_eq(prefix_cache_init(&cache, &kv, 1, false, &err), 0);
     kv_need_init(&need, &shape, &geom, &window, 2 * PAGE);
-    first = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);
-    second = kv_slot_take_shared(&kv, &need, 2 * PAGE, 0, NULL);
-    node = prefix_cache_add(&cache, key, PREFIX_NONE, tokens, first, 0);
+    first = kv_slot_take(&kv, &need, 2 * PAGE, 0);
+    second = kv_slot_take(&kv, &need, 2 * PAGE, 0);
+    node = prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, first, 0);
     ck_assert_int_ge(node, 0);
-    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, first, 0), node);
-    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, second, 0), PREFIX_FOREIGN);
+    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, first, 0), node);
+    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, second, 0), PREFIX_FOREIGN);
     kv_slot_give(&kv, first);
     prefix_cache_clear(&cache);
     ck_assert_int_eq(prefix_cache_find(&cache, key, tokens, 2 * PAGE).n_tokens, 0);

@@ -3,10 +3,12 @@
  * of which block was written where, and of which block each seat of the token decoder is at.
  *
  * An entry of a page holds a hash of all tokens up to its block's end, so that pages which two
- * sequences share must have been written for equal beginnings.
+ * sequences share, or of which one copied what it begins with, must have been written for equal
+ * beginnings. The pool is swept behind every plan.
  */
 #include "base/err.h"
 #include "base/rng.h"
+#include "engine/kv/kv_sweep.h"
 #include "engine/scheduler.h"
 #include "tests/lib/test.h"
 
@@ -59,7 +61,7 @@ struct world {
     struct seat seats[MAX_LOGITS];
     struct queued queue[2];
     int n_queued, run_ahead, n_seqs, n_live, len, max_batch, phase;
-    int64_t n_dropped, n_forced, n_whole, n_surplus;
+    int64_t n_dropped, n_forced, n_whole, n_surplus, n_copied;
     uint64_t seed, draws;
 };
 
@@ -100,7 +102,7 @@ static void world_init(uint64_t seed)
                        &w.kv, &err),
         0);
     if (draw(2)) {
-        ck_assert_int_eq(prefix_cache_init(&w.cache, &w.kv, w.len, &err), 0);
+        ck_assert_int_eq(prefix_cache_init(&w.cache, &w.kv, w.len, true, &err), 0);
         w.sched.cache = &w.cache;
     }
 }
@@ -325,6 +327,31 @@ static void take_step(void)
     w.n_queued--;
 }
 
+/* In front of the step's rows: what sequences begin with that share parts of pages. */
+static void copy_pages(void)
+{
+    const struct kv_copies *c = &w.cache.snapshots.out_of;
+
+    for (int i = 0; w.sched.cache && i < c->n; i++) {
+        REQUIRE(c->src[i] != c->dst[i]);
+        REQUIRE(w.kv.pool.n_refs[c->dst[i]] == 1);
+        memcpy(w.entry[c->dst[i]], w.entry[c->src[i]], sizeof(w.entry[0]));
+        w.n_copied++;
+    }
+}
+
+static void sweep(void)
+{
+    int32_t refs[MAX_POOL] = {0};
+    struct kv_sweep told;
+    struct err err = {0};
+
+    if (w.sched.cache)
+        prefix_cache_count_refs(&w.cache, refs);
+    ck_assert_msg(kv_sweep_slots(&told, &w.kv, refs, &err) == 0, "seed %d: %s", (int)w.seed,
+                  err.msg);
+}
+
 static void run_step(const struct sched_step *step)
 {
     struct queued *q = &w.queue[w.n_queued];
@@ -334,6 +361,8 @@ static void run_step(const struct sched_step *step)
     REQUIRE(step->n_items <= MAX_ITEMS);
     REQUIRE(step->phase == 0 || step->phase == w.phase);
     REQUIRE(step->phase == 0 || step->n_admitted == 0);
+    sweep();
+    copy_pages();
     for (int i = 0; i < step->n_items; i++) {
         const struct sched_item *item = &step->items[i];
 
@@ -400,6 +429,7 @@ static void tick(int now)
 START_TEST(scheduler_block__serves_random_loads)
 {
     int64_t n_preemptions = 0, n_dropped = 0, n_found = 0, n_forced = 0, n_whole = 0, n_surplus = 0;
+    int64_t n_copied = 0;
 
     for (uint64_t seed = 0; seed < 300; seed++) {
         int now = 0;
@@ -415,12 +445,14 @@ START_TEST(scheduler_block__serves_random_loads)
         for (int i = 0; i < w.n_seqs; i++)
             ck_assert_int_eq(w.seqs[i].n_finished, 1);
         ck_assert_int_eq(kv_pool_used(&w.kv.pool), 0);
+        sweep();
         n_preemptions += w.sched.n_preemptions;
         n_found += w.sched.n_prefix_found;
         n_dropped += w.n_dropped;
         n_forced += w.n_forced;
         n_whole += w.n_whole;
         n_surplus += w.n_surplus;
+        n_copied += w.n_copied;
         scheduler_release(&w.sched);
         if (w.cache.kv)
             prefix_cache_release(&w.cache);
@@ -432,6 +464,7 @@ START_TEST(scheduler_block__serves_random_loads)
     ck_assert_int_gt(n_forced, 1000);
     ck_assert_int_gt(n_whole, 1000);
     ck_assert_int_gt(n_surplus, 100);
+    ck_assert_int_gt(n_copied, 500);
 }
 END_TEST
 

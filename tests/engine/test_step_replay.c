@@ -6,6 +6,7 @@
 #include "base/file_map.h"
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "tests/engine/block_dir.h"
 #include "tests/engine/engine_fixture.h"
 #include "tests/lib/test.h"
 
@@ -157,38 +158,19 @@ START_TEST(step_replay__decides_the_same)
 }
 END_TEST
 
-static void link_file(const char *dir, const char *from, const char *name)
-{
-    char at[128], relative[512], target[PATH_MAX];
-
-    snprintf(at, sizeof(at), "%s/%s", dir, name);
-    snprintf(relative, sizeof(relative), "%s/%s", from, name);
-    ck_assert_ptr_nonnull(realpath(relative, target));
-    ck_assert_int_eq(symlink(target, at), 0);
-}
-
 /* Blocks, the phases inside of one, and prompts in front of which a start block lies. */
 START_TEST(step_replay__decides_the_same_of_blocks)
 {
-    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json"};
     const char *model = _i / 2 ? "neox_project" : "llama_project";
-    char dir[] = "/tmp/spand-replay-blocks-XXXXXX", from[512], at[128];
+    char dir[BLOCK_DIR_LEN];
     struct engine_replay told;
     struct err err = {0};
 
     blocks = true;
     pool = _i / 2 ? "8KiB" : "4KiB";
-    ck_assert_ptr_nonnull(mkdtemp(dir));
-    snprintf(from, sizeof(from), "%s/%s", test_path("tests/golden/block"), model);
-    link_file(dir, from, files[0]);
-    link_file(dir, from, files[1]);
-    link_file(dir, test_path("tests/fixtures/engine/tiny"), files[2]);
+    block_dir_make(dir, model);
     record_model(dir, "dense", _i % 2 ? "on" : "off");
-    for (int i = 0; i < 3; i++) {
-        snprintf(at, sizeof(at), "%s/%s", dir, files[i]);
-        unlink(at);
-    }
-    rmdir(dir);
+    block_dir_remove(dir);
     blocks = false;
     ck_assert_msg(engine_replay(path, &told, &err) == 0, "%s", err.msg);
     ck_assert_int_eq(told.n_sequences, N_REQUESTS);
