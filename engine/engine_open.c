@@ -318,8 +318,7 @@ static int open_steps(struct engine *e, const struct config *config, struct err 
     e->use_graphs = config->cuda_graphs;
     e->run_ahead = on ? BACKEND_STEPS - 1 : 0;
     if (rc == 0 && config->prefix_cache) {
-        rc = prefix_cache_init(&e->cache, &e->kv, block ? block->block_len : 1, block != NULL,
-                               err);
+        rc = prefix_cache_init(&e->cache, &e->kv, block ? block->block_len : 1, block != NULL, err);
         e->cache_refs = calloc((size_t)e->kv.pool.n_pages, sizeof(*e->cache_refs));
         if (rc == 0 && !e->cache_refs)
             rc = err_set(err, ERR_NO_ROOM, "prefix cache: no memory for page counts");

@@ -118,8 +118,7 @@ static bool is_being_computed(const struct scheduler *s, const struct sched_seq 
         if (r->state != SEQ_PREFILL)
             continue;
         n = common(s, r, seq, min32(most, whole_grains(s, r)));
-        if (is_worth_a_wait(s, seq, n_known, n) &&
-            n > r->n_done * scheduler_entry_tokens(s) &&
+        if (is_worth_a_wait(s, seq, n_known, n) && n > r->n_done * scheduler_entry_tokens(s) &&
             (seq->need.growable || add_cut(r, n)))
             return true;
     }

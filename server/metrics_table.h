@@ -51,7 +51,8 @@ METRIC("counter", "spand_prefill_seconds_total", NULL, "Time spent on steps with
 METRIC("counter", "spand_decode_seconds_total", NULL, "Time spent on steps of decode rows alone.",
        s->decode_ns * 1e-9)
 METRIC("counter", "spand_prefix_tokens_asked_total", "vllm:prefix_cache_queries_total",
-       "Prompt tokens that were looked for in the prefix cache.", s->n_prefix_asked)
+       "Prompt tokens that were looked for in the prefix cache: those in whole pages, or blocks.",
+       s->n_prefix_asked)
 METRIC("counter", "spand_prefix_tokens_found_total", "vllm:prefix_cache_hits_total",
        "Prompt tokens that were found there, and not computed again.", s->n_prefix_found)
 METRIC("counter", "spand_mask_seconds_total", NULL,

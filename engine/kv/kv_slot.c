@@ -224,8 +224,7 @@ static int seat(struct kv_slots *ks, const struct kv_need *need)
 }
 
 int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                        int64_t headroom, const struct kv_shared *shared,
-                        struct kv_copies *copies)
+                        int64_t headroom, const struct kv_shared *shared, struct kv_copies *copies)
 {
     int64_t n_shared = shared ? (int64_t)shared->n * kv_shape_heads(&ks->shape) : 0;
     int slot;

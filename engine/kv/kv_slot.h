@@ -95,8 +95,7 @@ bool kv_slots_could_hold(const struct kv_slots *ks, const struct kv_need *need);
  * nothing changed.
  */
 int kv_slot_take_shared(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
-                        int64_t headroom, const struct kv_shared *shared,
-                        struct kv_copies *copies);
+                        int64_t headroom, const struct kv_shared *shared, struct kv_copies *copies);
 
 static inline int kv_slot_take(struct kv_slots *ks, const struct kv_need *need, int32_t n_tokens,
                                int64_t headroom)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import threading
 import time
 
@@ -27,6 +28,8 @@ def served(request, tmp_path_factory):
     path, golden = make_dir(tmp_path_factory.mktemp(request.param), request.param)
     daemon = Daemon("--max-batch", "8", "--dtype", "f32", "--device", "cpu", "--threads", "1",
                     model=path)
+    with open(os.path.join(path, "config.json")) as f:
+        daemon.config = json.load(f)
     yield daemon, golden
     daemon.wait_idle()
     assert daemon.stop() == 0, daemon.output()
@@ -142,6 +145,70 @@ def test_context_is_counted_in_tokens(served):
     assert status == 200 and answer["usage"]["completion_tokens"] == 16
     status, answer = complete(daemon, list(range(60)) * 4, max_tokens=17)
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+
+
+def lead_of(daemon, n):
+    """Tokens in front of a prompt of n, by its model's configuration."""
+    if daemon.config["alignment"] == "left_pad":
+        return -n % 4
+    return 4 if daemon.config["start_block"] or n < 4 else 0
+
+
+def cached_tokens(answer):
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def found_tokens(daemon):
+    return daemon.gauge("spand_prefix_tokens_found_total")
+
+
+def shared(daemon, n, n_same):
+    """Of a prompt of n tokens, those in whole blocks of which n_same are known and one is computed."""
+    lead = lead_of(daemon, n)
+    return max(0, min((lead + n_same) // 4, (lead + n) // 4 - 1) * 4 - lead)
+
+
+def test_prompts_share_blocks(served):
+    """What was computed before comes from the cache, by blocks of four, and changes no answer."""
+    daemon, _ = served
+    rng = random.Random(7)
+    ids = [rng.randrange(10, 60) for _ in range(130)]
+    fields = {"max_tokens": 9, "logprobs": 2}
+    before = found_tokens(daemon)
+    first = complete(daemon, ids, **fields)[1]
+    again = complete(daemon, ids, **fields)[1]
+    salted = complete(daemon, ids, cache_salt="mine", **fields)[1]
+    assert (cached_tokens(first), cached_tokens(salted)) == (0, 0)
+    assert cached_tokens(again) == shared(daemon, 130, 130) > 120
+    assert first["choices"] == again["choices"] == salted["choices"]
+    # Another end, at each place of a block; equal lengths, so that pads are equal too.
+    for n_same in (85, 86, 87, 88):
+        other = complete(daemon, ids[:n_same] + [1] + ids[n_same + 1:], **fields)[1]
+        assert cached_tokens(other) == shared(daemon, 130, n_same)
+        again = complete(daemon, ids[:n_same] + [1] + ids[n_same + 1:], cache_salt=str(n_same),
+                         **fields)[1]
+        assert cached_tokens(again) == 0 and other["choices"] == again["choices"]
+    daemon.wait_idle()
+    assert found_tokens(daemon) - before == \
+        shared(daemon, 130, 130) + sum(shared(daemon, 130, n) for n in range(85, 89))
+
+
+def test_samples_and_turns_share_blocks(served):
+    """Samples share all but the last block; a conversation what it had as prompts."""
+    daemon, _ = served
+    rng = random.Random(8)
+    ids = [rng.randrange(10, 60) for _ in range(101)]
+    before = found_tokens(daemon)
+    answer = complete(daemon, ids, n=3, max_tokens=5, temperature=1, seed=3)[1]
+    assert cached_tokens(answer) == 0  # the prompt counts once, and so does what it found
+    daemon.wait_idle()
+    assert found_tokens(daemon) - before == 2 * shared(daemon, 101, 101)
+    known = 101
+    for turn in range(3):
+        ids = ids + answer["choices"][0]["token_ids"] + [11 + turn] * 3  # 8 tokens: pads stay
+        answer = complete(daemon, ids, max_tokens=5)[1]
+        assert cached_tokens(answer) == shared(daemon, len(ids), known)
+        known = len(ids)
 
 
 @pytest.mark.skipif("E2E_OTHER_DEVICE" not in os.environ, reason="names the other device, cuda")

@@ -17,7 +17,8 @@
 
 #define MAX_LEN   700
 #define MAX_NEW   24
-#define N_PROMPTS 12 /* of a tree */
+#define N_PROMPTS 12     /* of a tree */
+#define ROOMY     "2MiB" /* more than a tree takes, and soon swept */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOWER 6 /* times: fewer trees then, the addresses are what counts */
 #else
@@ -32,13 +33,12 @@ static const struct model {
     int block_len, max_len; /* max_len: most tokens of a prompt and its answer */
     const char *page_entries, *chunk_tokens, *run_ahead;
     int n_trees;
-} models[] = {
-    {"neox_concat", START_BLOCK, 4, 200, "8", "5", "off", 60},
-    {"neox_leftpad", LEFT_PAD, 4, 200, "8", "7", "on", 40},
-    {"neox_nostart", NO_START_BLOCK, 4, 200, "16", "37", "off", 40},
-    {"llama_concat", START_BLOCK, 4, 250, "64", "3", "on", 40},
-    {"llama_len8", START_BLOCK, 8, 250, "8", "2", "off", 20},
-    {"models/demo-block", START_BLOCK, 4, MAX_LEN, "64", "100", "on", 12}};
+} models[] = {{"neox_concat", START_BLOCK, 4, 200, "8", "5", "off", 60},
+              {"neox_leftpad", LEFT_PAD, 4, 200, "8", "7", "on", 40},
+              {"neox_nostart", NO_START_BLOCK, 4, 200, "16", "37", "off", 40},
+              {"llama_concat", START_BLOCK, 4, 250, "64", "3", "on", 40},
+              {"llama_len8", START_BLOCK, 8, 250, "8", "2", "off", 20},
+              {"models/demo-block", START_BLOCK, 4, MAX_LEN, "64", "100", "on", 40}};
 #define N_MODELS   (int)(sizeof(models) / sizeof(models[0]))
 #define DEMO_BLOCK (N_MODELS - 1)
 
@@ -244,8 +244,8 @@ START_TEST(prefix_blocks__give_what_computing_gives)
 
     if (!device_for(m))
         return;
-    plain = open_engine(m, "--no-prefix-cache", "64MiB", "4");
-    cached = open_engine(m, "--prefix-cache", "64MiB", "4");
+    plain = open_engine(m, "--no-prefix-cache", ROOMY, "4");
+    cached = open_engine(m, "--prefix-cache", ROOMY, "4");
     for (int tree = 0; tree < (m->n_trees + SLOWER - 1) / SLOWER; tree++)
         check_tree(m, plain, cached, (uint64_t)tree, &n_found, &n_parts);
     engine_get_stats(cached, &stats);
@@ -270,7 +270,7 @@ START_TEST(prefix_blocks__give_up_pages_under_pressure)
 
     if (!device_for(m))
         return;
-    plain = open_engine(m, "--no-prefix-cache", "64MiB", "4");
+    plain = open_engine(m, "--no-prefix-cache", ROOMY, "4");
     cached = open_engine(m, "--prefix-cache", memory_of(plain, 2 * longest), "6");
     for (uint64_t tree = 1000; tree < 1000 + (24 + SLOWER - 1) / SLOWER; tree++) {
         struct collected want[N_PROMPTS], got[N_PROMPTS];
@@ -351,8 +351,8 @@ START_TEST(prefix_blocks__samples_share_their_prompt)
 
     if (!device_for(m))
         return;
-    e = open_engine(m, "--prefix-cache", "64MiB", "4");
-    plain = open_engine(m, "--no-prefix-cache", "64MiB", "4");
+    e = open_engine(m, "--prefix-cache", ROOMY, "4");
+    plain = open_engine(m, "--no-prefix-cache", ROOMY, "4");
     for (size_t k = 0; k < sizeof(lengths) / sizeof(lengths[0]); k++) {
         struct prompt p[4] = {random_prompt(77 + k, lengths[k], engine_get_info(e)->vocab_size)};
         struct collected c[4], want[4];
@@ -388,7 +388,7 @@ START_TEST(prefix_blocks__keep_salts_apart)
     static const char *const salts[] = {NULL, "a", "b", "a", NULL, "b", "c"};
     static const bool known[] = {false, false, false, true, true, true, false};
     const struct model *m = &models[0];
-    struct engine *e = open_engine(m, "--prefix-cache", "64MiB", "4");
+    struct engine *e = open_engine(m, "--prefix-cache", ROOMY, "4");
     struct prompt p = random_prompt(78, 26, engine_get_info(e)->vocab_size);
 
     for (int i = 0; i < 7; i++) {
@@ -419,7 +419,7 @@ static int run_cached(struct engine *e, const struct prompt *p)
 START_TEST(prefix_blocks__go_by_last_use)
 {
     const struct model *m = &models[0];
-    struct engine *e = open_engine(m, "--prefix-cache", "64MiB", "4");
+    struct engine *e = open_engine(m, "--prefix-cache", ROOMY, "4");
     int vocab_size = engine_get_info(e)->vocab_size;
     const char *memory = memory_of(e, 3);
     struct prompt p[4];
@@ -433,7 +433,7 @@ START_TEST(prefix_blocks__go_by_last_use)
     ck_assert_int_eq(run_cached(e, &p[0]), 12); /* 4 blocks; the copy takes the place of p[1] */
     ck_assert_int_eq(run_cached(e, &p[2]), 12); /* the page of that copy is free */
     ck_assert_int_eq(run_cached(e, &p[3]), 0);
-    ck_assert_int_eq(run_cached(e, &p[1]), 0); /* takes the place of p[0] */
+    ck_assert_int_eq(run_cached(e, &p[1]), 0);  /* takes the place of p[0] */
     ck_assert_int_eq(run_cached(e, &p[2]), 12); /* of p[3] */
     ck_assert_int_eq(run_cached(e, &p[1]), 12);
     ck_assert_int_eq(run_cached(e, &p[0]), 0);
@@ -445,7 +445,7 @@ END_TEST
 START_TEST(prefix_blocks__part_makes_way_for_its_reader)
 {
     const struct model *m = &models[0];
-    struct engine *plain = open_engine(m, "--no-prefix-cache", "64MiB", "4");
+    struct engine *plain = open_engine(m, "--no-prefix-cache", ROOMY, "4");
     int vocab_size = engine_get_info(plain)->vocab_size;
     struct engine *e = open_engine(m, "--prefix-cache", memory_of(plain, 2), "4");
     struct prompt p = random_prompt(95, 22, vocab_size), longer;
@@ -553,8 +553,7 @@ START_TEST(prefix_cache__finds_beginnings_of_pages)
         hit = prefix_cache_find(&a.cache, key, other, n);
         ck_assert_int_eq(hit.n_tokens, n / 2 * 2 < 4 ? n / 2 * 2 : 4);
     }
-    ck_assert_int_eq(
-        prefix_cache_find(&a.cache, (struct prefix_key){1, 3}, tokens, 8).n_tokens, 0);
+    ck_assert_int_eq(prefix_cache_find(&a.cache, (struct prefix_key){1, 3}, tokens, 8).n_tokens, 0);
     node = prefix_cache_add(&a.cache, key, PREFIX_NONE, tokens, 8, slot, 0);
     ck_assert_int_ge(node, 0);
     ck_assert_int_eq(a.cache.n_nodes, 1);

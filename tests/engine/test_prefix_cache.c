@@ -582,7 +582,8 @@ START_TEST(prefix_cache__builds_on_no_page_of_others)
     node = prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, first, 0);
     ck_assert_int_ge(node, 0);
     ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, first, 0), node);
-    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, second, 0), PREFIX_FOREIGN);
+    ck_assert_int_eq(prefix_cache_add(&cache, key, PREFIX_NONE, tokens, PAGE, second, 0),
+                     PREFIX_FOREIGN);
     kv_slot_give(&kv, first);
     prefix_cache_clear(&cache);
     ck_assert_int_eq(prefix_cache_find(&cache, key, tokens, 2 * PAGE).n_tokens, 0);
