@@ -16,8 +16,9 @@
 #include <string.h>
 
 #define MAX_LEN   700
-#define MAX_NEW   24
-#define N_PROMPTS 12     /* of a tree */
+#define MAX_NEW   64
+#define N_NEW     24 /* most of a tree's */
+#define N_PROMPTS 12 /* of a tree */
 #define ROOMY     "2MiB" /* more than a tree takes, and soon swept */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOWER 6 /* times: fewer trees then, the addresses are what counts */
@@ -33,9 +34,9 @@ static const struct model {
     int block_len, max_len; /* max_len: most tokens of a prompt and its answer */
     const char *page_entries, *chunk_tokens, *run_ahead;
     int n_trees;
-} models[] = {{"neox_concat", START_BLOCK, 4, 200, "8", "5", "off", 60},
-              {"neox_leftpad", LEFT_PAD, 4, 200, "8", "7", "on", 40},
-              {"neox_nostart", NO_START_BLOCK, 4, 200, "16", "37", "off", 40},
+} models[] = {{"neox_concat", START_BLOCK, 4, 250, "8", "5", "off", 60},
+              {"neox_leftpad", LEFT_PAD, 4, 250, "8", "7", "on", 40},
+              {"neox_nostart", NO_START_BLOCK, 4, 250, "16", "37", "off", 40},
               {"llama_concat", START_BLOCK, 4, 250, "64", "3", "on", 40},
               {"llama_len8", START_BLOCK, 8, 250, "8", "2", "off", 20},
               {"models/demo-block", START_BLOCK, 4, MAX_LEN, "64", "100", "on", 40}};
@@ -164,7 +165,7 @@ static void grow(const struct model *m, struct prompt *p, int i, uint64_t tree, 
 {
     int room = m->max_len - MAX_NEW, keep = 0;
 
-    p[i].n_new = draw(tree, 4) ? draw(tree, MAX_NEW + 1) : 0;
+    p[i].n_new = draw(tree, 4) ? draw(tree, N_NEW + 1) : 0;
     if (i > 0) {
         const struct prompt *from = &p[draw(tree, i)];
         bool goes_on = draw(tree, 3) == 0;
