@@ -17,8 +17,8 @@
 
 #define MAX_LEN   700
 #define MAX_NEW   64
-#define N_NEW     24 /* most of a tree's */
-#define N_PROMPTS 12 /* of a tree */
+#define N_NEW     24     /* most of a tree's */
+#define N_PROMPTS 12     /* of a tree */
 #define ROOMY     "2MiB" /* more than a tree takes, and soon swept */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOWER 6 /* times: fewer trees then, the addresses are what counts */
@@ -32,14 +32,15 @@ static const struct model {
     const char *variant; /* of tests/golden/block, or a path */
     enum alignment alignment;
     int block_len, max_len; /* max_len: most tokens of a prompt and its answer */
-    const char *page_entries, *chunk_tokens, *run_ahead;
+    const char *page_entries, *chunk_tokens, *run_ahead, *whole_blocks;
     int n_trees;
-} models[] = {{"neox_concat", START_BLOCK, 4, 250, "8", "5", "off", 60},
-              {"neox_leftpad", LEFT_PAD, 4, 250, "8", "7", "on", 40},
-              {"neox_nostart", NO_START_BLOCK, 4, 250, "16", "37", "off", 40},
-              {"llama_concat", START_BLOCK, 4, 250, "64", "3", "on", 40},
-              {"llama_len8", START_BLOCK, 8, 250, "8", "2", "off", 20},
-              {"models/demo-block", START_BLOCK, 4, MAX_LEN, "64", "100", "on", 40}};
+} models[] = {
+    {"neox_concat", START_BLOCK, 4, 250, "8", "5", "off", "--whole-blocks", 60},
+    {"neox_leftpad", LEFT_PAD, 4, 250, "8", "7", "on", "--no-whole-blocks", 40},
+    {"neox_nostart", NO_START_BLOCK, 4, 250, "16", "37", "off", "--no-whole-blocks", 40},
+    {"llama_concat", START_BLOCK, 4, 250, "64", "3", "on", "--whole-blocks", 40},
+    {"llama_len8", START_BLOCK, 8, 250, "8", "2", "off", "--whole-blocks", 20},
+    {"models/demo-block", START_BLOCK, 4, MAX_LEN, "64", "100", "on", "--whole-blocks", 40}};
 #define N_MODELS   (int)(sizeof(models) / sizeof(models[0]))
 #define DEMO_BLOCK (N_MODELS - 1)
 
@@ -72,6 +73,7 @@ static struct engine *open_engine(const struct model *m, const char *cache, cons
 {
     bool is_path = strchr(m->variant, '/');
     const char *flags[] = {cache,
+                           m->whole_blocks,
                            "--model",
                            is_path ? test_path(m->variant) : dir,
                            "--device",
