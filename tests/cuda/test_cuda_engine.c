@@ -1,7 +1,8 @@
 /*
  * test_cuda_engine - a Block Transformer served on the GPU: whole blocks as graphs, as launches and
  * token by token give the same answers, to the bit of every logprob; greedy ones are the CPU's,
- * with many decode rows' products too.
+ * with many decode rows' products too. Prompts that begin with copies of what earlier ones computed
+ * are answered as without them.
  *
  * The emulator makes no graphs where EMU_NO_GRAPHS is set, which a GPU does not know of.
  */
@@ -243,13 +244,100 @@ START_TEST(cuda_engine__times_the_ops_of_some_steps)
 }
 END_TEST
 
+#define N_SHARED   8
+#define MAX_SHARED 90
+
+/* Each is the beginning of an earlier one, cut anywhere, and something new. */
+static int make_shared(int32_t prompts[][MAX_SHARED], int n[], int i)
+{
+    int from = i ? draw(i, 20, i) : 0, keep = i ? draw(i, 21, n[from] + 1) : 0, known = 0;
+
+    n[i] = keep + 1 + draw(i, 22, MAX_SHARED - 1 - keep > 0 ? MAX_SHARED - 1 - keep : 1);
+    n[i] = n[i] < MAX_SHARED ? n[i] : MAX_SHARED;
+    memcpy(prompts[i], prompts[from], (size_t)keep * sizeof(prompts[i][0]));
+    for (int k = keep; k < n[i]; k++)
+        prompts[i][k] = 1 + draw(i * MAX_SHARED + k, 23, VOCAB - 1);
+    for (int e = 0; e < i; e++) {
+        /* The start block is in front; a prompt's last whole block is computed. */
+        int most = n[e] / 4 < n[i] / 4 - 1 ? n[e] / 4 * 4 : n[i] / 4 * 4 - 4, same = 0;
+
+        while (same < most && prompts[e][same] == prompts[i][same])
+            same++;
+        known = same / 4 * 4 > known ? same / 4 * 4 : known;
+    }
+    return known;
+}
+
+/* Parts of pages are copied, and the rows behind them are those of prompts computed in one go. */
+START_TEST(cuda_engine__prompts_share_blocks)
+{
+    const char *flags[] = {"--model",
+                           dir,
+                           "--weights",
+                           "random",
+                           "--dtype",
+                           "f32",
+                           "--threads",
+                           "1",
+                           "--kv-memory",
+                           "1MiB",
+                           "--page-entries",
+                           "16",
+                           "--kv-sweep-steps",
+                           "1",
+                           "--device",
+                           "cuda",
+                           NULL,
+                           NULL};
+    static int32_t prompts[N_SHARED][MAX_SHARED];
+    struct engine *plain, *cached;
+    int n[N_SHARED], n_parts = 0;
+
+    make_dir(llama_config);
+    flags[16] = "--no-prefix-cache";
+    plain = engine_fixture_open(flags, NULL);
+    flags[16] = "--prefix-cache";
+    cached = engine_fixture_open(flags, NULL);
+    ck_assert_ptr_nonnull(plain);
+    ck_assert_ptr_nonnull(cached);
+    for (int i = 0; i < N_SHARED; i++) {
+        struct engine_request req;
+        struct collected want, got;
+        int known;
+
+        make_request(&req, prompts[i], i);
+        known = make_shared(prompts, n, i); /* other tokens than that gave it */
+        req.n_prompt = n[i];
+        req.sampling.max_tokens = 5;
+        req.sampling.min_tokens = 0;
+        req.sampling.n_logprobs = 2;
+        ck_assert(engine_fixture_run(plain, &req, &want));
+        ck_assert(engine_fixture_run(cached, &req, &got));
+        ck_assert_msg(collected_same(&want, &got), "prompt %d of %d tokens, %d cached", i, n[i],
+                      got.n_cached_tokens);
+        ck_assert_msg(got.n_cached_tokens == known, "prompt %d of %d tokens: %d cached, want %d", i,
+                      n[i], got.n_cached_tokens, known);
+        n_parts += known > 0 && (known + 4) % 64 != 0;
+        collected_release(&want);
+        collected_release(&got);
+    }
+    ck_assert_int_gt(n_parts, 3);
+    engine_close(plain);
+    engine_close(cached);
+    remove_dir();
+}
+END_TEST
+
 TEST_SUITE(cuda_engine)
 {
     TCase *tc = test_case(suite, "core");
     TCase *times = test_case(suite, "times");
+    TCase *prefixes = test_case(suite, "prefixes");
 
     tcase_set_timeout(tc, 3600);
     tcase_add_test(tc, cuda_engine__whole_blocks_are_blocks_of_tokens);
     tcase_set_timeout(times, 600);
     tcase_add_test(times, cuda_engine__times_the_ops_of_some_steps);
+    tcase_set_timeout(prefixes, 600);
+    tcase_add_test(prefixes, cuda_engine__prompts_share_blocks);
 }
