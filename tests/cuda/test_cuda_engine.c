@@ -293,7 +293,7 @@ START_TEST(cuda_engine__prompts_share_blocks)
     struct engine *plain, *cached;
     int n[N_SHARED], n_parts = 0;
 
-    make_dir(llama_config);
+    make_dir(config);
     flags[16] = "--no-prefix-cache";
     plain = engine_fixture_open(flags, NULL);
     flags[16] = "--prefix-cache";
