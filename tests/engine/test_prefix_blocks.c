@@ -20,7 +20,7 @@
 #define N_NEW     24     /* most of a tree's */
 #define N_PROMPTS 12     /* of a tree */
 #define ROOMY     "2MiB" /* more than a tree takes, and soon swept */
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOWER 6 /* times: fewer trees then, the threads are what counts */
 #else
 #define SLOWER 1
