@@ -207,10 +207,6 @@ CONFIG_KEY(BYTES, min_rate, "16KiB", 0, 1073741824, "",
 CONFIG_KEY(INT, sse_ping_ms, "15000", 0, 3600000, "ms",
            "After how long a silent stream gets a comment line, which keeps proxies from closing "
            "it. 0 sends none.")
-CONFIG_KEY(INT, send_threads, "0", 0, 64, "threads",
-           "How many threads help the loop where a step has events for 64 streams and more, which "
-           "the kernel takes one by one: with N the last of them waits a (N+1)th as long. Of use "
-           "where hundreds of streams run at once and cores are free.")
 CONFIG_KEY(INT, drain_timeout_ms, "30000", 0, 3600000, "ms",
            "How long running requests may finish after SIGTERM before they are cancelled.")
 

@@ -247,6 +247,9 @@ static int candidate_choose(struct cuda_backend *cb, struct lt_product *p, const
             }
         }
     }
+    if (best == 0)
+        log_info("cuBLASLt [%d, %d]: no room to time algorithms: its own first choice", a->w->n_out,
+                 a->w->n_in);
     cudaGetLastError(); /* no room is no error here */
     cudaFree(x);
     cudaFree(out);

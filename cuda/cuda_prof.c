@@ -5,9 +5,10 @@
  * launched one by one instead, with an event at each one's beginning; an op lasts until the next
  * begins. The host runs ahead of the device, so launches cost no time there unless ops are shorter
  * than they take to launch, as in very small models: their times then are the host's. What fails
- * here switches the timing off, and no step. Engine thread only.
+ * here switches the timing off, with a warning, and no step. Engine thread only.
  */
 #include "base/check.h"
+#include "base/log.h"
 #include "cuda/cuda_backend.h"
 
 #include <stdlib.h>
@@ -46,26 +47,35 @@ void cuda_prof_close(struct cuda_backend *cb)
     cb->prof = NULL;
 }
 
-static void give_up(struct cuda_backend *cb)
+static void give_up(struct cuda_backend *cb, const char *why)
 {
-    cudaGetLastError();
+    log_warn("ops are not timed any more: %s", why);
     cuda_prof_close(cb);
     cb->base.times_next = cb->is_timed = false;
+}
+
+static void give_up_on(struct cuda_backend *cb, cudaError_t code)
+{
+    cudaGetLastError(); /* it is told here, and must not be taken for the next op's */
+    give_up(cb, cudaGetErrorString(code));
 }
 
 static void record(struct cuda_backend *cb)
 {
     struct cuda_prof *p = cb->prof;
+    cudaError_t rc;
 
     if (p->n_marks == p->n_events) {
-        if (cudaEventCreate(&p->events[p->n_events]) != cudaSuccess) {
-            give_up(cb);
+        rc = cudaEventCreate(&p->events[p->n_events]);
+        if (rc != cudaSuccess) {
+            give_up_on(cb, rc);
             return;
         }
         p->n_events++;
     }
-    if (cudaEventRecord(p->events[p->n_marks], cb->stream) != cudaSuccess)
-        give_up(cb);
+    rc = cudaEventRecord(p->events[p->n_marks], cb->stream);
+    if (rc != cudaSuccess)
+        give_up_on(cb, rc);
 }
 
 void cuda_prof_begin(struct cuda_backend *cb, const struct step_batch *batch)
@@ -84,7 +94,7 @@ void cuda_prof_mark(struct cuda_backend *cb, enum backend_op op)
     struct cuda_prof *p = cb->prof;
 
     if (p->n_marks == MAX_MARKS) {
-        give_up(cb);
+        give_up(cb, "a step has too many");
         return;
     }
     record(cb);
@@ -122,8 +132,10 @@ void cuda_prof_take(struct cuda_backend *cb, int64_t step)
         return;
     p->step = 0;
     for (int i = 0; i < p->n_marks; i++) {
-        if (cudaEventElapsedTime(&ms, p->events[i], p->events[i + 1]) != cudaSuccess) {
-            give_up(cb);
+        cudaError_t rc = cudaEventElapsedTime(&ms, p->events[i], p->events[i + 1]);
+
+        if (rc != cudaSuccess) {
+            give_up_on(cb, rc);
             return;
         }
         cost[p->op[i]].ns += (int64_t)((double)ms * 1e6);

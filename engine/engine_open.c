@@ -134,7 +134,6 @@ static int open_backend(struct engine *e, const struct config *config, struct er
         .time_every = config->op_timing_steps,
         .batch_variant = !config->batch_invariant,
     };
-
     int rc = backend_open(&e->be, &params, err);
 
     if (rc == 0 && e->be->ops->supports)

@@ -24,8 +24,7 @@ struct http_server;
 struct request_trace;
 
 #define EXCHANGE_MAGIC 0x45584348u
-#define EXCHANGE_GAP   10   /* bytes in front of a stream's events, for the length of their chunk */
-#define EXCHANGE_BATCH 1024 /* streams whose events are handed to the kernel together */
+#define EXCHANGE_GAP   10 /* bytes in front of a stream's events, for the length of their chunk */
 
 enum exchange_state {
     EXCHANGE_READING,  /* the body is coming in */

@@ -14,11 +14,11 @@
 #include "config/config.h"
 #include "server/client_watch.h"
 #include "server/http_server.h"
-#include "server/send_pool.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 static bool goes_directly(const struct exchange *ex)
 {
@@ -36,8 +36,19 @@ int64_t exchange_unsent(const struct exchange *ex)
     return (int64_t)(ex->out.len - ex->out_at + ex->rest.len - ex->rest_at);
 }
 
+/* What the kernel takes of it, 0 while it has no room; -1: the connection is broken. */
+static ssize_t send_some(const struct exchange *ex, const char *buf, size_t len)
+{
+    ssize_t n;
+
+    do
+        n = send(ex->client->fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 && errno == EAGAIN ? 0 : n;
+}
+
 /* All events that wait, as one chunk; its two ends go around them in the same buffer. */
-static bool frame(struct exchange *ex, struct send_job *job)
+static bool frame(struct exchange *ex)
 {
     size_t n = ex->out.len - ex->out_at;
     char head[EXCHANGE_GAP + 1];
@@ -53,14 +64,7 @@ static bool frame(struct exchange *ex, struct send_job *job)
         memcpy(ex->out.buf + ex->out_at, head, head_len);
     }
     ex->n_out += (int64_t)n;
-    *job = (struct send_job){
-        .fd = ex->client->fd, .buf = ex->out.buf + ex->out_at, .len = ex->out.len - ex->out_at};
     return true;
-}
-
-static bool wants_to_send(struct exchange *ex, struct send_job *job)
-{
-    return !ex->has_left && !is_blocked(ex) && ex->out.len > ex->out_at && frame(ex, job);
 }
 
 /* Nothing more will come, or it cannot be told: the library ends the answer. */
@@ -72,18 +76,20 @@ static void settle(struct exchange *ex)
 
 static void on_room(void *arg);
 
-/* Keeps what the kernel did not take. */
-static void note_sent(struct exchange *ex, const struct send_job *job)
+/* Sends what is framed, and keeps what the kernel does not take. */
+static void send_framed(struct exchange *ex)
 {
+    size_t len = ex->out.len - ex->out_at;
+    ssize_t n = send_some(ex, ex->out.buf + ex->out_at, len);
     struct strbuf emptied = ex->rest;
 
-    if (job->error && job->error != EAGAIN) {
+    if (n < 0) {
         exchange_leave(ex);
         return;
     }
-    if (job->n_sent < (ssize_t)job->len) {
+    if ((size_t)n < len) {
         ex->rest = ex->out;
-        ex->rest_at = ex->out_at + (job->n_sent > 0 ? (size_t)job->n_sent : 0);
+        ex->rest_at = ex->out_at + (size_t)n;
         ex->out = emptied;
         client_watch_room(ex->watch, on_room);
     }
@@ -95,31 +101,25 @@ static void note_sent(struct exchange *ex, const struct send_job *job)
 
 static void push(struct exchange *ex)
 {
-    struct send_job job;
-
-    if (!goes_directly(ex)) {
+    if (!goes_directly(ex))
         exchange_wake(ex);
-    } else if (wants_to_send(ex, &job)) {
-        send_pool_run(NULL, &job, 1);
-        note_sent(ex, &job);
-    } else {
+    else if (!ex->has_left && !is_blocked(ex) && ex->out.len > ex->out_at && frame(ex))
+        send_framed(ex);
+    else
         settle(ex);
-    }
 }
 
 static void on_room(void *arg)
 {
     struct exchange *ex = arg;
     struct http_server *s = ex->server;
-    struct send_job job = {
-        .fd = ex->client->fd, .buf = ex->rest.buf + ex->rest_at, .len = ex->rest.len - ex->rest_at};
+    ssize_t n = send_some(ex, ex->rest.buf + ex->rest_at, ex->rest.len - ex->rest_at);
 
     CHECK(ex->magic == EXCHANGE_MAGIC);
-    send_pool_run(NULL, &job, 1);
-    if (job.error && job.error != EAGAIN) {
+    if (n < 0) {
         exchange_leave(ex);
     } else {
-        ex->rest_at += job.n_sent > 0 ? (size_t)job.n_sent : 0;
+        ex->rest_at += (size_t)n;
         ex->n_sent = ex->n_out - (int64_t)(ex->rest.len - ex->rest_at);
         if (is_blocked(ex)) {
             client_watch_room(ex->watch, on_room);
@@ -154,38 +154,16 @@ void exchange_begin_batch(struct http_server *s)
     s->collects = true;
 }
 
-/* Sends for the first streams of the list, as many as a batch takes; the rest of the list stays. */
-static int fill_batch(struct http_server *s)
+void exchange_end_batch(struct http_server *s)
 {
-    int n = 0;
-
-    while (s->dirty && n < EXCHANGE_BATCH) {
+    s->collects = false;
+    while (s->dirty) {
         struct exchange *ex = s->dirty;
 
         s->dirty = ex->next_dirty;
+        if (!s->dirty)
+            s->last_dirty = NULL;
         ex->is_dirty = false;
-        if (!goes_directly(ex)) {
-            exchange_wake(ex);
-        } else if (wants_to_send(ex, &s->batch[n])) {
-            s->batch[n++].owner = ex;
-        } else {
-            settle(ex);
-        }
-    }
-    if (!s->dirty)
-        s->last_dirty = NULL;
-    return n;
-}
-
-void exchange_end_batch(struct http_server *s)
-{
-    int n;
-
-    s->collects = false;
-    while (s->dirty) {
-        n = fill_batch(s);
-        send_pool_run(s->send_pool, s->batch, n);
-        for (int i = 0; i < n; i++)
-            note_sent(s->batch[i].owner, &s->batch[i]);
+        push(ex);
     }
 }

@@ -365,9 +365,7 @@ int http_server_open(struct http_server *s, struct err *err)
     s->daemon = start_daemon(s);
     if (!s->daemon)
         return err_set(err, ERR_IO, "libmicrohttpd does not start on %s", s->listen.address);
-    rc = s->config->send_threads ? send_pool_open(&s->send_pool, s->config->send_threads, err) : 0;
-    if (rc == 0)
-        rc = http_loop_open(&s->loop, s->uv, s->daemon, err);
+    rc = http_loop_open(&s->loop, s->uv, s->daemon, err);
     if (rc == 0)
         rc = http_listen_start(&s->listen, s->uv, on_accept, s, err);
     if (rc < 0)
@@ -401,8 +399,6 @@ void http_server_close(struct http_server *s)
     if (s->daemon)
         MHD_stop_daemon(s->daemon);
     s->daemon = NULL;
-    send_pool_close(s->send_pool);
-    s->send_pool = NULL;
     api_keys_release(&s->keys);
     tls_store_release(&s->tls);
 }

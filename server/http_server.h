@@ -8,12 +8,10 @@
 #define HTTP_SERVER_H
 
 #include "server/api_keys.h"
-#include "server/exchange.h"
 #include "server/http_listen.h"
 #include "server/http_loop.h"
 #include "server/metrics.h"
 #include "server/openai_params.h"
-#include "server/send_pool.h"
 #include "server/tls_store.h"
 
 struct config;
@@ -61,10 +59,8 @@ struct http_server {
     bool draining; /* new requests are refused */
     struct http_client *clients;
     struct exchange *exchanges;
-    struct exchange *dirty, *last_dirty;   /* streams with news, in the order they came */
-    bool collects;                         /* a batch has begun and not ended */
-    struct send_job batch[EXCHANGE_BATCH]; /* room for the sends of a batch */
-    struct send_pool *send_pool;           /* NULL: the loop thread sends alone */
+    struct exchange *dirty, *last_dirty; /* streams with news, in the order they came */
+    bool collects;                       /* a batch has begun and not ended */
 };
 
 /*

@@ -705,37 +705,26 @@ static void count_wakes(void *arg)
     atomic_fetch_add((atomic_int *)arg, 1);
 }
 
-/*
- * One wake-up a step, none while idle. Events are taken when all is over: a step whose events were
- * taken along with earlier ones wakes nobody.
- */
+/* One wake-up a step, none while idle, if nobody takes a step's events before it is told. */
 START_TEST(engine__wakes_once_a_step)
 {
     static atomic_int n_wakes;
     struct engine_hooks hooks = {.wake = count_wakes, .arg = &n_wakes};
     struct engine *e = open_with(NULL, &hooks);
     struct engine_request req = greedy(20);
-    struct engine_stats stats = {0};
     struct err err = {0};
     struct collected c;
     uint64_t id;
-    int n;
 
     collected_init(&c);
     req.user = &c;
-    atomic_store(&n_wakes, 0);
     ck_assert_int_eq(engine_submit(e, &req, &id, &err), 0);
-    for (int i = 0; i < 5000 && stats.n_finished[FINISH_LENGTH] == 0; i++) {
+    while (idle_stats(e).n_finished[FINISH_LENGTH] < 1)
         usleep(1000);
-        engine_get_stats(e, &stats);
-    }
-    usleep(20000);
-    n = atomic_load(&n_wakes);
-    ck_assert_int_eq(n, 20);
-    ck_assert(engine_fixture_wait(e, &c, 50));
     usleep(50000);
-    ck_assert_int_eq(atomic_load(&n_wakes), n);
+    ck_assert_int_eq(atomic_load(&n_wakes), 20);
     ck_assert_int_eq(idle_stats(e).n_steps, 20);
+    ck_assert_int_eq(engine_poll(e, collected_add, NULL), 1);
     collected_release(&c);
     engine_close(e);
 }

@@ -21,7 +21,7 @@
 #define N_PROMPTS 12     /* of a tree */
 #define ROOMY     "2MiB" /* more than a tree takes, and soon swept */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SLOWER 6 /* times: fewer trees then, the threads are what counts */
+#define SLOWER 6 /* times: fewer trees then */
 #else
 #define SLOWER 1
 #endif
